@@ -1,0 +1,1 @@
+"""Long videos from a diffusion model you trained yourself (PVDM, CVPR 2023)."""

@@ -1,0 +1,1 @@
+"""Time, memory and maximum batch, beside the paper's figures."""

@@ -1,0 +1,420 @@
+"""Configuration: frozen pydantic models, presets by name or path, key=value overrides.
+
+Every size that another module needs is derived here, once.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pvdm_cli.errors import ConfigError, did_you_mean
+
+PACKAGE = Path(__file__).parent
+
+
+class LatentShape(NamedTuple):
+    """Sizes of one clip's triplane latent: c channels, s frames, h x w patches."""
+
+    c: int
+    s: int
+    h: int
+    w: int
+
+    @property
+    def plane_lengths(self) -> list[int]:
+        """Numbers per channel in the planes hw, sw, sh."""
+        return [self.h * self.w, self.s * self.w, self.s * self.h]
+
+    @property
+    def flat(self) -> int:
+        """Flat length n = h*w + s*w + s*h (2048 for 16 frames on a 32x32 grid)."""
+        return sum(self.plane_lengths)
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class ClipConfig(Section):
+    """How a clip is cut out of a video."""
+
+    frames: int = Field(16, ge=1, description="frames of one clip, s")
+    frame_stride: int = Field(1, ge=1, description="take every k-th frame of the source")
+    height: int = Field(256, ge=8)
+    width: int = Field(256, ge=8)
+    resize: Literal["bilinear", "lanczos", "area"] = "area"
+    antialias: bool = Field(
+        True, description="off only for published behaviour (bilinear without antialias)"
+    )
+
+
+class AutoencoderConfig(Section):
+    """The triplane autoencoder (Sec. 3.2); defaults are the published sizes."""
+
+    patch: int = Field(8, ge=1, description="patch side d in pixels")
+    width: int = Field(384, ge=8)
+    depth: int = Field(8, ge=1)
+    num_heads: int = Field(8, ge=1)
+    head_dim: int = Field(64, ge=4)
+    latent_channels: int = Field(4, ge=1)
+    projection_depth: int = Field(4, ge=1)
+    projection_heads: int = Field(4, ge=1)
+    projection_mlp: int = Field(512, ge=1)
+
+    @model_validator(mode="after")
+    def _splittable_heads(self) -> Self:
+        """Reject widths that the rotary table or the projection heads cannot split."""
+        if self.head_dim % 4:
+            raise ValueError(f"head_dim={self.head_dim} is not a multiple of 4 (rotary table)")
+        if self.width % 8:
+            raise ValueError(f"width={self.width} is not a multiple of 8 (projection heads)")
+        return self
+
+    @property
+    def projection_head_dim(self) -> int:
+        """Head size of the projection transformers, width/8."""
+        return self.width // 8
+
+
+class DenoiserConfig(Section):
+    """The 2D U-Net over the three planes (Sec. 3.3); defaults are PVDM-L."""
+
+    base_channels: int = Field(256, ge=32)
+    channel_multipliers: tuple[int, ...] = Field((1, 2, 4, 4), min_length=1)
+    num_res_blocks: int = Field(2, ge=1)
+    attention_downsamplings: tuple[int, ...] = (1, 2, 4)
+    num_heads: int = Field(8, ge=1)
+
+    @model_validator(mode="after")
+    def _splittable_channels(self) -> Self:
+        """Reject channel counts that GroupNorm(32) or the heads cannot split."""
+        if self.base_channels % 32:
+            raise ValueError(f"base_channels={self.base_channels} is not a multiple of 32")
+        if self.base_channels % self.num_heads:
+            raise ValueError(
+                f"base_channels={self.base_channels} is not a multiple of "
+                f"num_heads={self.num_heads}"
+            )
+        return self
+
+    @property
+    def divisor(self) -> int:
+        """What every latent side must be a multiple of: 2^(levels-1)."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+class DiffusionConfig(Section):
+    """The forward process and what the network is asked for (method: eps, published betas)."""
+
+    num_timesteps: int = Field(1000, ge=2)
+    beta_start: float = Field(0.0015, gt=0, lt=1)
+    beta_end: float = Field(0.0195, gt=0, lt=1)
+    objective: Literal["eps", "x0", "v"] = "eps"
+    prefix_prob: float = Field(0.3, ge=0, le=1, description="chance of training with the prefix")
+    clamp: bool = Field(True, description="clamp predicted z0 to [-1, 1] while sampling")
+
+    @model_validator(mode="after")
+    def _rising_betas(self) -> Self:
+        """Reject a schedule that falls."""
+        if self.beta_end < self.beta_start:
+            raise ValueError(f"beta_end={self.beta_end} is below beta_start={self.beta_start}")
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the autoencoder's reconstruction loss (Sec. 3.2)."""
+
+    l1: float = Field(4.0, ge=0)
+    l2: float = Field(0.0, ge=0)
+    lpips: float = Field(0.0, ge=0)
+
+
+class AdversarialConfig(Section):
+    """The published second phase of the autoencoder (method.md, section 2)."""
+
+    discriminator_channels: int = Field(64, ge=1)
+    discriminator_layers: int = Field(3, ge=1)
+    generator_weight: float = Field(1.0, ge=0)
+    feature_weight: float = Field(4.0, ge=0)
+    discriminator_grad_clip: float = Field(1.0, gt=0)
+
+
+class TrainingConfig(Section):
+    """The optimisation of one stage."""
+
+    steps: int = Field(100_000, ge=1, description="optimizer steps")
+    batch_size: int = Field(8, ge=1, description="clips per forward pass")
+    accumulation: int = Field(1, ge=1, description="forward passes per optimizer step")
+    lr: float = Field(1e-4, gt=0)
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 turns it off")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 turns the average off")
+    ema_every: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(50, ge=1)
+    validate_every: int = Field(1000, ge=1)
+    validation_clips: int = Field(64, ge=1)
+    sample_every: int = Field(0, ge=0, description="0 draws samples only at the end")
+    checkpoint_every: int = Field(1000, ge=1)
+    keep_last: int = Field(2, ge=1)
+    keep_every: int = Field(0, ge=0, description="keep every checkpoint of a multiple of this step")
+
+
+class DataConfig(Section):
+    """Where clips come from and which videos are held out."""
+
+    holdout: float = Field(
+        0.05, ge=0, lt=1, description="share of videos kept for validation, chosen by path hash"
+    )
+    memory_gb: float = Field(4.0, ge=0, description="hold decoded videos in memory up to this size")
+    num_workers: int = Field(2, ge=0, description="decoding processes when they do not fit")
+
+
+class ModelConfig(Section):
+    """What the networks are: everything `model.json` must hold to rebuild them."""
+
+    clip: ClipConfig = ClipConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    denoiser: DenoiserConfig | None = None
+    diffusion: DiffusionConfig | None = None
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        """Reject clips that do not split into whole patches or cannot be halved by the U-Net."""
+        for side in ("height", "width"):
+            if getattr(self.clip, side) % self.autoencoder.patch:
+                raise ValueError(
+                    f"clip.{side}={getattr(self.clip, side)} is not a multiple of "
+                    f"autoencoder.patch={self.autoencoder.patch}"
+                )
+        if self.denoiser is not None:
+            divisor, latent = self.denoiser.divisor, self.latent
+            sides = {
+                "clip.frames": latent.s,
+                "clip.height / autoencoder.patch": latent.h,
+                "clip.width / autoencoder.patch": latent.w,
+            }
+            for name, size in sides.items():
+                if size % divisor:
+                    raise ValueError(
+                        f"{name} is {size}, which is not a multiple of {divisor}: the U-Net's "
+                        f"{len(self.denoiser.channel_multipliers)} levels halve every side "
+                        f"{len(self.denoiser.channel_multipliers) - 1} times"
+                    )
+        return self
+
+    @property
+    def latent(self) -> LatentShape:
+        """Sizes of the triplane latent of one clip."""
+        patch = self.autoencoder.patch
+        return LatentShape(
+            c=self.autoencoder.latent_channels,
+            s=self.clip.frames,
+            h=self.clip.height // patch,
+            w=self.clip.width // patch,
+        )
+
+
+class RunConfig(ModelConfig):
+    """One training run: the networks, the stage, and how it is trained."""
+
+    stage: Literal["autoencoder", "diffusion"]
+    loss: LossConfig = LossConfig()
+    adversarial: AdversarialConfig | None = None
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig = DataConfig()
+    init: str | None = Field(None, description="model or run folder whose weights to start from")
+
+    @model_validator(mode="after")
+    def _stage_has_its_parts(self) -> Self:
+        """Reject a diffusion stage without a denoiser."""
+        if self.stage == "diffusion" and (self.denoiser is None or self.diffusion is None):
+            raise ValueError("stage: diffusion needs the sections denoiser and diffusion")
+        return self
+
+    def model(self) -> ModelConfig:
+        """The part that describes the networks."""
+        names = set(ModelConfig.model_fields)
+        return ModelConfig.model_validate(self.model_dump(include=names))
+
+
+class PresetInfo(NamedTuple):
+    """A shipped preset: its name, stage and the first line of its header."""
+
+    name: str
+    stage: str
+    summary: str
+
+
+def presets_dir() -> Path:
+    """The shipped presets: inside the wheel, or the top-level folder of a checkout."""
+    shipped = PACKAGE / "presets"
+    return shipped if shipped.is_dir() else PACKAGE.parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of all shipped presets, like 'sky/diffusion-l'."""
+    root = presets_dir()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def preset_path(name_or_path: str | Path) -> Path:
+    """Find a preset by name or a YAML file by path.
+
+    Raises:
+        ConfigError: If neither exists.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    named = presets_dir() / f"{name_or_path}.yaml"
+    if path.suffix not in {".yaml", ".yml"} and named.is_file():
+        return named
+    if path.suffix in {".yaml", ".yml"}:
+        raise ConfigError(f"{path}: no such file; `pvdm presets ls` lists the shipped presets")
+    raise ConfigError(
+        f"no preset {str(name_or_path)!r}{did_you_mean(str(name_or_path), preset_names())} "
+        "(`pvdm presets ls` lists them)"
+    )
+
+
+def list_presets() -> list[PresetInfo]:
+    """All shipped presets with the first line of their headers."""
+    found = []
+    for name in preset_names():
+        text = preset_path(name).read_text(encoding="utf-8")
+        stage = next(line.split()[1] for line in text.splitlines() if line.startswith("stage:"))
+        found.append(PresetInfo(name, stage, text.splitlines()[0].lstrip("# ")))
+    return found
+
+
+def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a preset or YAML file, apply key=value overrides, validate.
+
+    Raises:
+        ConfigError: Naming the file and the key at fault.
+    """
+    path = preset_path(name_or_path)
+    values = read_yaml(path)
+    return parse_config(RunConfig, apply_overrides(values, overrides), where=str(name_or_path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        ConfigError: If the file is not readable YAML or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not readable as YAML ({reason})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return values with dotted key=value overrides set; each value is read as YAML.
+
+    Raises:
+        ConfigError: If an override has no '=' or its value is not YAML.
+    """
+    result = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
+    }
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            raise ConfigError(f"override {override!r} is not of the form key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not readable") from error
+        *parents, leaf = dotted.split(".")
+        section = result
+        for parent in parents:
+            below = section.get(parent)
+            section[parent] = dict(below) if isinstance(below, Mapping) else {}
+            section = section[parent]
+        section[leaf] = value
+    return result
+
+
+def parse_config(kind: type[SectionT], values: Mapping[str, Any], *, where: str) -> SectionT:
+    """Validate values as a configuration of the given kind.
+
+    Raises:
+        ConfigError: One sentence naming `where`, the key, and the allowed range or closest name.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(kind, error, where)) from None
+
+
+def _first_problem(kind: type[Section], error: ValidationError, where: str) -> str:
+    """Say the first problem of a validation error as one sentence."""
+    problem = error.errors(include_url=False)[0]
+    names = [str(part) for part in problem["loc"]]
+    key = ".".join(names)
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(kind, names[:-1])
+        section = f" in {'.'.join(names[:-1])}" if len(names) > 1 else ""
+        return (
+            f"{where}: unknown key {names[-1]!r}{section}{did_you_mean(names[-1], known)} "
+            f"(known: {', '.join(known)})"
+        )
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where}: {key + ': ' if key else ''}{message}"
+    if problem["type"] == "missing":
+        return f"{where}: key {key!r} is missing"
+    return f"{where}: {key}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(kind: type[Section], names: list[str]) -> list[str]:
+    """Field names of the section reached by walking down the given names."""
+    for name in names:
+        annotation = kind.model_fields[name].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        kind = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
+    return list(kind.model_fields)
+
+
+def dump_yaml(config: Section) -> str:
+    """Write a configuration as YAML that `load_config` reads back equal."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def differing_keys(ours: Section, theirs: Section) -> list[str]:
+    """Dotted names of the values in which two configurations differ."""
+    return sorted(
+        key
+        for key, (a, b) in _paired(ours.model_dump(mode="json"), theirs.model_dump(mode="json"))
+        if a != b
+    )
+
+
+def _paired(a: Any, b: Any, prefix: str = "") -> Iterable[tuple[str, tuple[Any, Any]]]:
+    """Yield every leaf of two nested mappings side by side, by dotted name."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from _paired(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, (a, b)

@@ -1,0 +1,1 @@
+"""Schedule, objectives and samplers; knows no network, only callables."""

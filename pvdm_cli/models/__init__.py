@@ -1,0 +1,1 @@
+"""The two networks: the triplane autoencoder and the denoiser."""

@@ -1,0 +1,62 @@
+"""Devices, random generators and allocator settings of one process."""
+
+import ctypes
+import sys
+
+import numpy as np
+import torch
+
+from pvdm_cli.errors import PvdmError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn cpu | cuda | cuda:N | mps | auto into a device; auto prefers an accelerator.
+
+    Raises:
+        PvdmError: If the device is unknown or not present here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and torch.backends.mps.is_available():
+            name = "mps"
+    kind = name.partition(":")[0]
+    if kind not in {"cpu", "cuda", "mps"}:
+        raise PvdmError(f"unknown device {name!r}: use cpu, cuda, cuda:N, mps or auto")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise PvdmError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise PvdmError("--device mps: torch sees no Metal device here; use --device cpu or auto")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise PvdmError(f"unknown device {name!r}: use cpu, cuda, cuda:N, mps or auto") from None
+    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PvdmError(f"--device {name}: only {torch.cuda.device_count()} CUDA devices here")
+    if kind == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse freed activations instead of returning them to the system.
+
+    By default every large tensor is a fresh mmap whose pages fault in one by one: a linear layer
+    [8192, 256] -> 1024 ran at 70 GFLOP/s with it and at 279 without, on 2 cores.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # musl
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def generator(device: torch.device | str, *key: int) -> torch.Generator:
+    """Return a generator that depends on the key alone, e.g. (seed, video) or (seed, step).
+
+    Keyed by numpy's SeedSequence, so neighbouring keys give unrelated streams.
+    """
+    word = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(word >> 1)
