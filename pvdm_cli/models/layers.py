@@ -1,0 +1,81 @@
+"""Blocks that both halves of the autoencoder share; the one seam for faster attention kernels.
+
+Axes: b batch, n tokens, m heads, d head size, c channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend softmax(q k^T / sqrt(d)) v over [b, m, n, d]; every attention goes through here."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn neighbouring features (0,1), (2,3), ... of [..., n, d] by the angles of a table [n, d].
+
+    Each feature uses its own table entry, so a table whose pairs disagree is not a true rotation;
+    the published frame table is such a one (method, section 2) and is kept.
+    """
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = (
+        even * cos[..., 0::2] - odd * sin[..., 0::2],
+        odd * cos[..., 1::2] + even * sin[..., 1::2],
+    )
+    return torch.stack(turned, dim=-1).flatten(-2)
+
+
+class FeedForward(nn.Module):
+    """Pre-norm MLP with residual: GEGLU (gated=True) or GELU."""
+
+    def __init__(self, width: int, hidden: int, *, gated: bool) -> None:
+        super().__init__()
+        self.gated = gated
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * hidden if gated else hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., width] to the same shape."""
+        hidden = self.up(self.norm(x))
+        if self.gated:
+            value, gate = hidden.chunk(2, dim=-1)
+            hidden = value * F.gelu(gate)
+        else:
+            hidden = F.gelu(hidden)
+        return x + self.down(hidden)
+
+
+class SelfAttention(nn.Module):
+    """Pre-norm multi-head attention with residual over [b, n, c]; qkv without bias."""
+
+    def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * num_heads * head_dim, bias=False)
+        self.out = nn.Linear(num_heads * head_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Let all tokens of [b, n, c] attend to all."""
+        q, k, v = self._heads(self.qkv(self.norm(x)), 3)
+        return x + self._merge(attention(q, k, v))
+
+    def read_first(self, x: Tensor) -> Tensor:
+        """Return only the first token's result [b, 1, c]: all that the last block must compute."""
+        normed = self.norm(x)
+        inner = self.num_heads * self.head_dim
+        (q,) = self._heads(F.linear(normed[:, :1], self.qkv.weight[:inner]), 1)
+        k, v = self._heads(F.linear(normed, self.qkv.weight[inner:]), 2)
+        return x[:, :1] + self._merge(attention(q, k, v))
+
+    def _heads(self, packed: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Split [b, n, parts*m*d] into contiguous [b, m, n, d] each."""
+        split = packed.unflatten(-1, (parts, self.num_heads, self.head_dim))
+        return split.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+
+    def _merge(self, heads: Tensor) -> Tensor:
+        """Join [b, m, n, d] to [b, n, c]."""
+        return self.out(heads.transpose(1, 2).flatten(2))

@@ -1,0 +1,109 @@
+"""TimeSformer: attention over frames, then over patches, then a feed-forward (Sec. 3.2).
+
+Axes: b batch, s frames, h and w patch rows and columns, p = h*w patches, m heads, d head size,
+c channels.
+"""
+
+from functools import lru_cache
+from math import log2, pi
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pvdm_cli.models.layers import FeedForward, attention, rotate_pairs
+
+
+class Rotary(NamedTuple):
+    """Cosine and sine of each position and feature, [n, d]."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+@lru_cache(maxsize=32)
+def frame_rotary(s: int, d: int, device: torch.device) -> Rotary:
+    """Table of s frames with frequencies 10000^(-2i/d).
+
+    Angles lie as cat(f, f) although `rotate_pairs` pairs neighbours: the published layout.
+    """
+    frequencies = 10000.0 ** (-torch.arange(0, d, 2).float() / d)
+    angles = torch.arange(s).float()[:, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return _on_device(angles, device)
+
+
+@lru_cache(maxsize=32)
+def patch_rotary(h: int, w: int, d: int, device: torch.device) -> Rotary:
+    """Axial table of h x w patches: half the features turn with the row, half with the column.
+
+    Positions run over [-1, 1], frequencies from 1 to 10/2 times pi.
+    """
+    scales = torch.logspace(0.0, log2(10 / 2), d // 4, base=2) * pi
+    rows = (torch.linspace(-1, 1, h)[:, None] * scales)[:, None].expand(h, w, -1)
+    columns = (torch.linspace(-1, 1, w)[:, None] * scales)[None].expand(h, w, -1)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1).repeat_interleave(2, dim=-1)
+    return _on_device(angles, device)
+
+
+def _on_device(angles: Tensor, device: torch.device) -> Rotary:
+    """Make both tables from angles [n, d] (a normal tensor even under inference mode)."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        angles = angles.clone()
+        return Rotary(angles.cos().to(device), angles.sin().to(device))
+
+
+class AxisAttention(nn.Module):
+    """Pre-norm attention with residual over one axis of the token grid [b, s, p, c]."""
+
+    def __init__(self, width: int, num_heads: int, head_dim: int, *, over_frames: bool) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.over_frames = num_heads, head_dim, over_frames
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * num_heads * head_dim, bias=False)
+        self.out = nn.Linear(num_heads * head_dim, width)
+
+    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Attend over frames (for each patch) or over patches (for each frame)."""
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_dim))
+        # [b, s, p, 3, m, d] -> [3, b, p or s, m, s or p, d]
+        order = (3, 0, 2, 4, 1, 5) if self.over_frames else (3, 0, 1, 4, 2, 5)
+        q, k, v = qkv.permute(order).flatten(1, 2).unbind(0)
+        q, k = rotate_pairs(q, *rotary), rotate_pairs(k, *rotary)
+        mixed = attention(q, k, v.contiguous()).unflatten(0, (x.shape[0], -1))
+        # [b, p or s, m, s or p, d] -> [b, s, p, m*d]
+        back = (0, 3, 1, 2, 4) if self.over_frames else (0, 1, 3, 2, 4)
+        return x + self.out(mixed.permute(back).flatten(3))
+
+
+class Block(nn.Module):
+    """Time attention, space attention, GEGLU feed-forward (x4)."""
+
+    def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.time = AxisAttention(width, num_heads, head_dim, over_frames=True)
+        self.space = AxisAttention(width, num_heads, head_dim, over_frames=False)
+        self.feed_forward = FeedForward(width, 4 * width, gated=True)
+
+    def forward(self, x: Tensor, frames: Rotary, patches: Rotary) -> Tensor:
+        """Map [b, s, p, c] to the same shape."""
+        return self.feed_forward(self.space(self.time(x, frames), patches))
+
+
+class TimeSformer(nn.Module):
+    """A stack of blocks over the grid [b, s, h, w, c]."""
+
+    def __init__(self, width: int, depth: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.blocks = nn.ModuleList(Block(width, num_heads, head_dim) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [b, s, h, w, c] to the same shape."""
+        _, s, h, w, _ = x.shape
+        frames = frame_rotary(s, self.head_dim, x.device)
+        patches = patch_rotary(h, w, self.head_dim, x.device)
+        x = x.flatten(2, 3)
+        for block in self.blocks:
+            x = block(x, frames, patches)
+        return x.unflatten(2, (h, w))
