@@ -1,0 +1,20 @@
+"""What all tests share: the folder of shared data, and a modest number of threads."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data and reference vectors beside the checkout."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs ../shared/data (sample videos, reference vectors), which is not here")
+    return SHARED
