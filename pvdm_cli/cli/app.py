@@ -1,0 +1,115 @@
+"""The `pvdm` command: registers every sub-command and says each failure once.
+
+To add a command, write its function in a file of its own and list it in `COMMANDS` below; the
+part of its docstring from "Examples:" on becomes the epilog of its --help.
+"""
+
+import inspect
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated, NoReturn
+
+import typer
+
+from pvdm_cli.cli import options, render
+from pvdm_cli.cli.env import env
+from pvdm_cli.cli.info import info
+from pvdm_cli.cli.presets import cat, cp, ls
+from pvdm_cli.errors import PvdmError
+
+# In the order of --help.
+COMMANDS: tuple[Callable[..., None], ...] = (
+    info,
+    env,
+)
+GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
+    "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
+}
+
+EPILOG = """\
+[bold]Examples:[/bold]
+
+  pvdm presets ls
+
+  pvdm info VIDEO_OR_FOLDER
+
+Each command answers --help with examples of its own."""
+
+
+def _print_version(asked: bool) -> None:
+    """Print the version and leave."""
+    if asked:
+        print(f"pvdm {render.version()}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Long videos from a diffusion model you trained yourself (PVDM, CVPR 2023)."""
+
+
+def _add(to: typer.Typer, function: Callable[..., None]) -> None:
+    """Register a function as a command named like it, its examples as the epilog.
+
+    Brackets are escaped: rich would read [key=value] as markup and print nothing there.
+    """
+    text, _, examples = inspect.getdoc(function).replace("[", r"\[").partition("Examples:")  # type: ignore[union-attr]
+    epilog = "\n\n".join(["[bold]Examples:[/bold]", *examples.strip().splitlines()])
+    to.command(
+        function.__name__.rstrip("_").replace("_", "-"),
+        help=text.strip(),
+        epilog=epilog if examples else None,
+    )(function)
+
+
+def build() -> typer.Typer:
+    """Put the command table together."""
+    settings = {"help_option_names": ["-h", "--help"]}
+    app = typer.Typer(
+        name="pvdm",
+        no_args_is_help=True,
+        context_settings=settings,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        epilog=EPILOG,
+    )
+    app.callback()(_root)
+    for command in COMMANDS:
+        _add(app, command)
+    for name, (text, members) in GROUPS.items():
+        group = typer.Typer(no_args_is_help=True, help=text, context_settings=settings)
+        for member in members:
+            _add(group, member)
+        app.add_typer(group, name=name)
+    return app
+
+
+app = build()
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    """Leave by an exception, so that temporary files are removed on the way out."""
+    raise SystemExit(128 + signum)
+
+
+def main() -> None:
+    """Run the command line; say an expected failure once, in one line, and exit with 1."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except PvdmError as error:
+        if options.debug_asked():
+            raise
+        render.error(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""`pvdm info`: what a path is."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from pvdm_cli.cli import render
+from pvdm_cli.cli.options import DebugOpt, JsonOpt
+
+
+def info(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="A model, run, cache, video, folder of videos, or preset."
+        ),
+    ],
+    as_json: JsonOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Tell what a path is: a model, a run, a latent cache, a preset or a video, with its sizes.
+
+    Examples:
+        pvdm info demo
+        pvdm info runs/sky --json
+        pvdm info sky/diffusion-l
+        pvdm info clip.mp4
+    """
+    from pvdm_cli.describe import describe  # reads descriptions only: torch is never loaded
+
+    found = describe(path)
+    if as_json:
+        render.print_json({"kind": found.kind, "path": found.path, **found.facts})
+    else:
+        render.print_facts([("kind", found.kind), ("path", found.path), *_lines(found.facts)])
+
+
+def _lines(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the facts that are there, nested ones by dotted names."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _lines(value, f"{prefix}{name}.")
+        elif value is not None:
+            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+            yield f"{prefix}{name}", shown
