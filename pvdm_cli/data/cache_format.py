@@ -1,0 +1,199 @@
+"""What the files of a triplane latent cache hold; `cache` reads them, `cache_writer` makes them.
+
+A cache is a folder of `manifest.json`, `videos.jsonl`, `skipped.jsonl` and shards. A row is one
+clip: z [c, n] and (video, first frame, label). First frames count frames of the source; the
+`frames` of a video count what is left at the clip's frame stride.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from pvdm_cli.config import ClipConfig, LatentShape, Section, differing_keys
+from pvdm_cli.errors import DataError
+
+FORMAT = 1
+MANIFEST, VIDEOS, SKIPPED = "manifest.json", "videos.jsonl", "skipped.jsonl"
+
+
+class Identity(Section):
+    """What all rows of one cache share; a cache is continued only where all of it agrees."""
+
+    fingerprint: str = Field(description="sha256 of the autoencoder's weights")
+    clip: ClipConfig
+    patch: int
+    channels: int
+    window_stride: int = Field(ge=1, description="frames between the starts of two clips")
+    dtype: Literal["float16"] = "float16"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    keep_partial: bool = False
+
+    @property
+    def shape(self) -> LatentShape:
+        """Sizes of one clip's latent."""
+        clip = self.clip
+        return LatentShape(
+            self.channels, clip.frames, clip.height // self.patch, clip.width // self.patch
+        )
+
+    @property
+    def span(self) -> int:
+        """Source frames from the start of a clip to the start of the one that continues it."""
+        return self.clip.frames * self.clip.frame_stride
+
+    @property
+    def step(self) -> int:
+        """Source frames from the start of a clip to the start of the next one cached."""
+        return self.window_stride * self.clip.frame_stride
+
+    def num_windows(self, frames: int) -> int:
+        """Clips that a video of so many frames (at the frame stride) gives."""
+        return max(0, (frames - self.clip.frames) // self.window_stride + 1)
+
+
+class Shard(Section):
+    """One visible shard: what to expect in the file, and what its statistics need."""
+
+    name: str
+    clips: int
+    bytes: int
+    sha256: str
+    sums: list[list[float]] = Field(description="[3, c] sum of z per plane and channel")
+    squares: list[list[float]] = Field(description="[3, c] sum of z^2 per plane and channel")
+
+
+class Manifest(Identity):
+    """The whole `manifest.json`; statistics and counts are there once it is complete."""
+
+    format: Literal[1] = 1
+    complete: bool = False
+    autoencoder: str | None = Field(None, description="where the weights were: a hint")
+    source: str | None = Field(None, description="where the videos were: a hint")
+    fps: float | None = Field(None, description="median source rate over the frame stride")
+    mean: tuple[tuple[float, ...], ...] = ()
+    std: tuple[tuple[float, ...], ...] = ()
+    videos: int = 0
+    clips: int = 0
+    skipped: int = 0
+    labels: tuple[str, ...] = ()
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def identity(self) -> Identity:
+        """The part that must agree for the cache to be continued."""
+        return Identity.model_validate(self.model_dump(include=set(Identity.model_fields)))
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+
+class VideoRow(NamedTuple):
+    """One line of `videos.jsonl`; frames is None for a video that gave no clips."""
+
+    video: int
+    path: str
+    size: int
+    mtime: int  # nanoseconds
+    frames: int | None = None
+    fps: float | None = None
+    note: str | None = None
+
+
+class Skipped(NamedTuple):
+    """One line of `skipped.jsonl`: a video without clips, and why."""
+
+    video: int
+    path: str
+    reason: str
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a cache folder, complete or not.
+
+    Raises:
+        DataError: If there is none, it is damaged, or it has another format.
+    """
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise DataError(f"no cache at {path}; `pvdm encode VIDEOS --out {path}` makes one")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is not a latent cache (no {MANIFEST}); `pvdm encode` makes one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not readable ({error}); encode again with --overwrite") from None
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise DataError(f"{file}: cache format {found!r}, but this version reads format {FORMAT}")
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise DataError(f"{file}: key {key!r}: {problem['msg']}; encode again") from None
+
+
+def require_same(path: Path, theirs: Identity, ours: Identity) -> None:
+    """Refuse to mix clips of two autoencoders, geometries or policies in one cache.
+
+    Raises:
+        DataError: Naming both fingerprints, or each differing key with both values.
+    """
+    choices = "choose another --out or encode afresh with --overwrite"
+    if theirs.fingerprint != ours.fingerprint:
+        raise DataError(
+            f"{path} was made by the autoencoder with fingerprint {theirs.fingerprint[:16]}, "
+            f"not by the given one ({ours.fingerprint[:16]}): {choices}"
+        )
+    keys = differing_keys(theirs, ours)
+    if keys:
+        said = ", ".join(f"{key}={_leaf(theirs, key)} (now {_leaf(ours, key)})" for key in keys)
+        raise DataError(f"{path} was made with {said}: {choices}")
+
+
+def _leaf(section: Section, dotted: str) -> object:
+    """Value of a dotted key."""
+    value: Any = section
+    for name in dotted.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def read_videos(path: Path) -> list[VideoRow]:
+    """Read `videos.jsonl` of a cache folder; an absent file holds no videos."""
+    return [_named(VideoRow, line, path / VIDEOS) for line in _lines(path / VIDEOS)]
+
+
+def read_skipped(path: Path) -> list[Skipped]:
+    """Read `skipped.jsonl` of a cache folder; an absent file holds no videos."""
+    return [_named(Skipped, line, path / SKIPPED) for line in _lines(path / SKIPPED)]
+
+
+def to_lines(rows: list[VideoRow] | list[Skipped]) -> str:
+    """Write rows as JSON lines."""
+    return "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
+
+
+def _lines(file: Path) -> list[Mapping[str, Any]]:
+    """Parse a file of JSON lines."""
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not readable ({error}); encode again with --overwrite") from None
+
+
+def _named(kind: Any, line: Mapping[str, Any], file: Path) -> Any:
+    """Build a named tuple from one JSON line."""
+    try:
+        return kind(**line)
+    except TypeError as error:
+        raise DataError(f"{file}: unexpected line {line} ({error})") from None
