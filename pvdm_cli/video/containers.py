@@ -1,0 +1,213 @@
+"""Decode video files with FFmpeg (through PyAV): upright RGB frames, one at a time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import SideData
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from pvdm_cli.errors import VideoError
+from pvdm_cli.video.stills import flatten_alpha
+
+# More threads cost memory and start-up for little gain on the clips that are usual here.
+MAX_THREADS = 4
+
+
+class Header(NamedTuple):
+    """What a container says about its video stream; the size is that of the upright picture."""
+
+    num_frames: int | None
+    fps: Fraction | None
+    height: int
+    width: int
+    codec: str
+
+
+@contextmanager
+def open_video(
+    path: Path, *, frame_threads: bool = True
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the first real video stream of a file.
+
+    Args:
+        path: Any container FFmpeg knows.
+        frame_threads: Decode several frames at once. Faster, but an error then also takes away
+            some intact frames before it.
+
+    Raises:
+        VideoError: If FFmpeg cannot open the file or it holds no video.
+    """
+    try:
+        # The prefix keeps a colon in a file name from being read as a protocol.
+        container = av.open(f"file:{path}", metadata_errors="replace")
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: not a video that FFmpeg can open ({_reason(error)})") from error
+    with container:
+        stream = _video_stream(container, path)
+        stream.codec_context.thread_type = "AUTO" if frame_threads else "SLICE"
+        stream.codec_context.thread_count = min(os.cpu_count() or 1, MAX_THREADS)
+        yield container, stream
+
+
+def header(path: Path) -> Header:
+    """Read the header and the first frame, which alone knows how it is to be turned.
+
+    Raises:
+        VideoError: If the file cannot be opened or not even its first frame decoded.
+    """
+    with open_video(path, frame_threads=False) as (container, stream):
+        frame = next(_decoded(container, stream, path), None)
+        if frame is None:
+            raise VideoError(f"{path}: not one frame can be decoded")
+        quarter_turned = _display_matrix(frame, path)[0, 0] == 0
+        height, width = frame.height, frame.width
+        if quarter_turned:
+            height, width = width, height
+        # Other containers may count frames that are never shown (AVI: placeholders), or none.
+        trusted = container.format.name.startswith("mov")
+        return Header(
+            num_frames=(stream.frames or None) if trusted else None,
+            fps=stream.average_rate or stream.guessed_rate,
+            height=height,
+            width=width,
+            codec=stream.codec_context.name,
+        )
+
+
+def count(path: Path) -> int:
+    """Count the frames by decoding them all.
+
+    Raises:
+        VideoError: As `frames`.
+    """
+    with open_video(path) as (container, stream):
+        return sum(1 for _ in _decoded(container, stream, path))
+
+
+def frames(
+    path: Path, *, start: int = 0, stride: int = 1, keep_partial: bool = False
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield every stride-th frame from start on, upright, uint8 [H, W, 3].
+
+    Colours are converted as FFmpeg does: by the stream's matrix (BT.601 if it names none) and
+    range.
+
+    Raises:
+        VideoError: If the file cannot be opened, breaks off, or a frame is damaged; with
+            keep_partial only if no frame at all comes before that.
+    """
+    reformatter = VideoReformatter()
+    number = -1
+    with open_video(path, frame_threads=not keep_partial) as (container, stream):
+        try:
+            for number, frame in enumerate(_decoded(container, stream, path)):
+                if number >= start and (number - start) % stride == 0:
+                    yield _upright_rgb(frame, reformatter, path)
+        except VideoError:
+            if not keep_partial or number < 0:
+                raise
+            return
+    if number < 0:
+        raise VideoError(f"{path}: not one frame can be decoded")
+
+
+def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """Pick the first video stream that is not a cover picture and has a decoder."""
+    moving = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    if not moving:
+        raise VideoError(f"{path}: holds no video stream")
+    if moving[0].codec_context is None:
+        raise VideoError(f"{path}: FFmpeg has no decoder for its video stream")
+    return moving[0]
+
+
+def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
+    """Yield decoded frames; any damage is an error, although FFmpeg would often paint over it.
+
+    Only packets of the video stream are looked at, so a broken audio track does no harm.
+    """
+    number = 0
+    try:
+        for packet in container.demux(stream):
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise VideoError(f"{path}: frame {number} is damaged")
+                yield frame
+                number += 1
+    except (av.FFmpegError, EOFError) as error:
+        raise VideoError(
+            f"{path}: cannot be decoded after {number} frames ({_reason(error)})"
+        ) from error
+    _expect_whole(container, stream, path, number)
+
+
+def _expect_whole(container: InputContainer, stream: VideoStream, path: Path, number: int) -> None:
+    """Refuse an mp4 or mov whose index points past the end of the file."""
+    if not container.format.name.startswith("mov"):
+        return
+    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    size = path.stat().st_size
+    if end > size:
+        raise VideoError(
+            f"{path}: truncated after {number} frames ({size} bytes; its index goes to {end})"
+        )
+
+
+def _upright_rgb(frame: VideoFrame, reformatter: VideoReformatter, path: Path) -> NDArray[np.uint8]:
+    """Convert a decoded frame to upright uint8 [H, W, 3]."""
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    # One reformatter for all frames: a new one each time would set swscale up again.
+    rgb = reformatter.reformat(frame, format="rgba" if has_alpha else "rgb24", threads=1)
+    pixels = rgb.to_ndarray().astype(np.uint8, copy=False)
+    if has_alpha:
+        pixels = flatten_alpha(pixels)
+    return orient(pixels, _display_matrix(frame, path))
+
+
+def _display_matrix(frame: VideoFrame, path: Path) -> NDArray[np.int64]:
+    """Return the signs [[a, b], [c, d]] of the frame's display matrix (identity if it has none).
+
+    FFmpeg's convention: the point (x, y) is shown at (a x + c y, b x + d y), y pointing down.
+
+    Raises:
+        VideoError: If the frame is to be turned by anything but quarter turns.
+    """
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(side_data, SideData):
+        return np.eye(2, dtype=np.int64)
+    values = np.frombuffer(bytes(side_data), np.int32, 9).astype(np.int64).reshape(3, 3)[:2, :2]
+    largest = np.abs(values).max()
+    signs = np.where(np.abs(values) * 100 > largest, np.sign(values), 0)
+    if sorted(np.abs(signs).sum(0)) != [1, 1] or sorted(np.abs(signs).sum(1)) != [1, 1]:
+        raise VideoError(
+            f"{path}: is to be shown turned by {frame.rotation} degrees; only quarter turns and "
+            "flips are supported, re-encode it with ffmpeg"
+        )
+    return signs
+
+
+def orient(pixels: NDArray[np.uint8], matrix: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Turn or flip [H, W, 3] as a matrix of signs [[a, b], [c, d]] says."""
+    if matrix[0, 0] == 0:  # x goes to the vertical axis
+        pixels = pixels.transpose(1, 0, 2)
+    to_x, to_y = matrix.sum(0)
+    return pixels[:: int(to_y), :: int(to_x)]
+
+
+def _reason(error: Exception) -> str:
+    """Say FFmpeg's or the system's reason without the numbers around it."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,133 @@
+"""Centre crop to the target's aspect ratio, then resize: frames uint8 [H, W, 3] in and out."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pvdm_cli.config import ClipConfig
+from pvdm_cli.errors import ConfigError
+
+Frame = NDArray[np.uint8]  # [H, W, 3]
+
+
+class Geometry(NamedTuple):
+    """The size frames are brought to, and how."""
+
+    height: int
+    width: int
+    resize: str = "area"
+    antialias: bool = True
+
+    @classmethod
+    def of(cls, clip: ClipConfig) -> "Geometry":
+        """Take the geometry out of a clip's configuration.
+
+        Raises:
+            ConfigError: If antialias is off for a filter that has no such variant.
+        """
+        if not clip.antialias and clip.resize != "bilinear":
+            raise ConfigError(
+                f"clip.antialias=false goes with clip.resize=bilinear only, not {clip.resize}"
+            )
+        return cls(clip.height, clip.width, clip.resize, clip.antialias)
+
+
+class Box(NamedTuple):
+    """A rectangle inside a frame."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def centre_crop(height: int, width: int, geometry: Geometry) -> Box:
+    """Find the largest centred box that has the target's aspect ratio (rounded to pixels)."""
+    if width * geometry.height > height * geometry.width:
+        cropped = max(1, round(height * geometry.width / geometry.height))
+        return Box(0, (width - cropped) // 2, height, cropped)
+    cropped = max(1, round(width * geometry.height / geometry.width))
+    return Box((height - cropped) // 2, 0, cropped, width)
+
+
+def fit(frame: Frame, geometry: Geometry) -> Frame:
+    """Crop and resize one frame to [geometry.height, geometry.width, 3]."""
+    box = centre_crop(frame.shape[0], frame.shape[1], geometry)
+    cut = frame[box.top : box.top + box.height, box.left : box.left + box.width]
+    if cut.shape[:2] == (geometry.height, geometry.width):
+        return np.ascontiguousarray(cut)
+    return RESIZERS[geometry.resize](np.ascontiguousarray(cut), geometry)
+
+
+def _bilinear(frame: Frame, geometry: Geometry) -> Frame:
+    """Resize with torch; without antialias this is what the published implementation does."""
+    x = torch.from_numpy(frame).permute(2, 0, 1)[None]  # uint8 stays: within 1 level of float
+    size = (geometry.height, geometry.width)
+    y = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=geometry.antialias)
+    return y[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def _lanczos(frame: Frame, geometry: Geometry) -> Frame:
+    """Resize with Pillow's Lanczos filter."""
+    size = (geometry.width, geometry.height)
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)).copy()
+
+
+def _area(frame: Frame, geometry: Geometry) -> Frame:
+    """Give each new pixel the mean of the area it covers; an axis that grows is interpolated."""
+    height, width, _ = frame.shape
+    rows = torch.from_numpy(frame).view(height, width * 3)
+    # Both passes run over the first axis, where a row is one long contiguous vector.
+    rows = _weighted_rows(rows, _taps(height, geometry.height)).view(-1, width, 3)
+    columns = rows.transpose(0, 1).reshape(width, -1)
+    columns = _weighted_rows(columns, _taps(width, geometry.width))
+    y = columns.add_(0.5).to(torch.uint8).view(geometry.width, geometry.height, 3)
+    return y.transpose(0, 1).contiguous().numpy()
+
+
+class Taps(NamedTuple):
+    """A resampling of one axis: new row j is the sum over k of weights[k, j] * rows[source[k, j]]."""
+
+    source: Tensor  # int64 [k, size]
+    weights: Tensor  # float32 [k, size, 1]
+
+
+def _weighted_rows(rows: Tensor, taps: Taps) -> Tensor:
+    """Resample the first axis of [size, n] to float32 [new size, n]."""
+    total = rows.index_select(0, taps.source[0]) * taps.weights[0]
+    for source, weights in zip(taps.source[1:], taps.weights[1:], strict=True):
+        total.addcmul_(rows.index_select(0, source).float(), weights)
+    return total
+
+
+@lru_cache(maxsize=64)
+def _taps(old: int, new: int) -> Taps:
+    """Weights for resampling an axis: exact shares of area if it shrinks, linear if it grows."""
+    if new <= old:
+        low = np.arange(new, dtype=np.int64) * old  # edges in units of 1/new of an old pixel
+        first = low // new
+        count = int(np.max((low + old + new - 1) // new - first))
+        index = first + np.arange(count)[:, None]
+        overlap = np.minimum(low + old, (index + 1) * new) - np.maximum(low, index * new)
+        weights = np.clip(overlap, 0, None) / old
+    else:
+        centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        first = np.floor(centre).astype(np.int64)
+        index = first + np.arange(2)[:, None]
+        weights = np.stack([1 - (centre - first), centre - first])
+    index = np.minimum(index, old - 1)
+    return Taps(torch.from_numpy(index), torch.from_numpy(weights.astype(np.float32))[..., None])
+
+
+RESIZERS: dict[str, Callable[[Frame, Geometry], Frame]] = {
+    "bilinear": _bilinear,
+    "lanczos": _lanczos,
+    "area": _area,
+}

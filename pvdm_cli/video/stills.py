@@ -1,0 +1,129 @@
+"""Animated gif and webp files and folders of frames, through imageio: RGB frames, one at a time."""
+
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+
+from pvdm_cli.errors import VideoError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+# What Pillow raises on damaged files, depending on the format and the place of the damage.
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
+
+
+def is_animation(path: Path) -> bool:
+    """Tell a gif or webp by its first bytes, since files are often named wrongly."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[:6] in {b"GIF87a", b"GIF89a"} or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the images of a folder in natural order: frame_2 before frame_10."""
+    return sorted(
+        (
+            item
+            for item in folder.iterdir()
+            if item.suffix.lower() in IMAGE_SUFFIXES and not item.name.startswith(".")
+        ),
+        key=lambda item: natural_key(item.name),
+    )
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Order names by the numbers in them."""
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]
+
+
+def animation_header(path: Path) -> tuple[int, Fraction]:
+    """Return the number of frames of a gif or webp and its rate, taken from the first frame.
+
+    Raises:
+        VideoError: If it cannot be read.
+    """
+    with _readable(path), iio.imopen(path, "r", plugin="pillow") as file:
+        # imageio's base class knows integers only; `...` makes the plugin count the images.
+        num_frames = file.properties(index=...).n_images or 1  # type: ignore[arg-type]
+        duration = file.metadata(index=0).get("duration", 0)  # ms
+    # No duration means "as fast as possible", which players (and FFmpeg) take as 10 a second.
+    return num_frames, Fraction(1000, round(duration)) if duration else Fraction(10)
+
+
+def animation_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of a gif or webp, uint8 [H, W, 3].
+
+    Raises:
+        VideoError: If it cannot be read.
+    """
+    with _readable(path), iio.imopen(path, "r", plugin="pillow") as file:
+        for pixels in file.iter():
+            yield to_rgb(pixels)
+
+
+def folder_frames(folder: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of a folder as frames, uint8 [H, W, 3], turned as their EXIF data says.
+
+    Raises:
+        VideoError: If the folder has no images, or one of them is broken.
+    """
+    files = image_files(folder)
+    if not files:
+        raise VideoError(f"{folder}: holds no images to take as frames")
+    for path in files:
+        yield read_image(path)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read one image as uint8 [H, W, 3].
+
+    Raises:
+        VideoError: If it is broken.
+    """
+    # A CMYK jpeg would come as four channels, which look like RGB with alpha.
+    options: dict[str, Any] = {"mode": "RGB"} if path.suffix.lower() in {".jpg", ".jpeg"} else {}
+    with _readable(path):
+        return to_rgb(iio.imread(path, plugin="pillow", rotate=True, **options))
+
+
+def to_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Turn grey, grey + alpha, RGB or RGBA of 1, 8 or 16 bits into uint8 [H, W, 3]."""
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    elif pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        raise ValueError(f"pixels of type {pixels.dtype} are not supported")
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    channels = pixels.shape[-1]
+    if channels in (2, 4):
+        pixels = flatten_alpha(pixels)
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def flatten_alpha(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay [H, W, c + 1] with alpha last on white, as gif decoders do: [H, W, c]."""
+    colour, alpha = pixels[..., :-1], pixels[..., -1:].astype(np.uint32)
+    if alpha.min() == 255:
+        return np.ascontiguousarray(colour)
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises on a broken image into one sentence."""
+    try:
+        yield
+    except BROKEN_IMAGE as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise VideoError(f"{path}: not a readable image ({' '.join(reason.split())})") from error
