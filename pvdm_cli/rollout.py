@@ -1,0 +1,229 @@
+"""Algorithm 1: a long video, clip by clip, each clip conditioned on the latent of the one before.
+
+Axes: b videos, c latent channels, n flat latent length, s frames of a clip, H x W pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from pvdm_cli.diffusion.objective import Denoise
+from pvdm_cli.diffusion.samplers import Draw, OnStep, Predict, ddim_sample, ddpm_sample
+from pvdm_cli.errors import PvdmError
+from pvdm_cli.latents import unflatten
+from pvdm_cli.model import Model
+
+Sampler = Literal["ddim", "ddpm"]
+
+
+class Steps(NamedTuple):
+    """Network steps of the first clip and of each following one, written N/M (table 1)."""
+
+    first: int
+    following: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "100/20", or "100" for the same number everywhere.
+
+        Raises:
+            PvdmError: If the text is neither.
+        """
+        first, slash, following = text.partition("/")
+        try:
+            steps = cls(int(first), int(following if slash else first))
+        except ValueError:
+            steps = cls(0, 0)
+        if min(steps) < 1:
+            raise PvdmError(f"--steps {text!r}: expected N or N/M with whole numbers, like 100/20")
+        return steps
+
+    def __str__(self) -> str:
+        return f"{self.first}/{self.following}"
+
+
+DEFAULT_STEPS = Steps(100, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How clips are drawn; the defaults are those the published checkpoints are evaluated with.
+
+    Attributes:
+        steps: Steps of the first and of the following clips. DDIM with as many steps as were
+            trained means ancestral sampling (Sec. 4), whatever eta is.
+        sampler: ddim, or ddpm for ancestral steps (with fewer than T, over the timesteps kept).
+        eta: Noise of DDIM, 0 (deterministic) to 1.
+        guidance: w in (1+w) * eps(prefix) - w * eps(null); 0 costs one network call a step.
+    """
+
+    steps: Steps = DEFAULT_STEPS
+    sampler: Sampler = "ddim"
+    eta: float = 1.0
+    guidance: float = 0.0
+
+    def check(self, num_timesteps: int) -> None:
+        """Reject what the schedule cannot do.
+
+        Raises:
+            PvdmError: Naming the option, its value and the allowed range.
+        """
+        if self.sampler not in ("ddim", "ddpm"):
+            raise PvdmError(f"--sampler {self.sampler!r}: choose ddim or ddpm")
+        if max(self.steps) > num_timesteps or min(self.steps) < 1:
+            raise PvdmError(
+                f"--steps {self.steps}: the model was trained with {num_timesteps} timesteps, "
+                f"use 1 to {num_timesteps}"
+            )
+        if not 0 <= self.eta <= 1:
+            raise PvdmError(f"--eta {self.eta}: expected a number from 0 to 1")
+        if not 0 <= self.guidance < float("inf"):
+            raise PvdmError(f"--guidance {self.guidance}: expected a number from 0 up")
+
+    def num_calls(self, num_clips: int) -> int:
+        """Network calls of a whole run."""
+        return self.steps.first + (num_clips - 1) * self.steps.following
+
+
+PUBLISHED = Sampling()
+
+
+def rollout(
+    model: Model,
+    num_clips: int,
+    *,
+    generators: Sequence[torch.Generator],
+    sampling: Sampling = PUBLISHED,
+    z_prefix: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Iterator[Tensor]:
+    """Yield the pixels x [b, 3, s, H, W] in [-1, 1] of one clip after another (Algorithm 1).
+
+    A clip is decoded as soon as its latent is ready. Video i draws from generators[i] alone, so it
+    is the same in any batch, up to float rounding.
+
+    Args:
+        model: With a denoiser; on the device to sample on.
+        num_clips: Clips L of each video.
+        generators: One per video, b of them.
+        sampling: Steps, sampler, eta, guidance.
+        z_prefix: Latents [b, c, n] of clips to continue; None starts from nothing.
+        on_step: Called as (k, steps of this clip) after each step.
+
+    Raises:
+        PvdmError: If the model has no denoiser or cannot be sampled this way; raised at the call,
+            not at the first clip.
+    """
+    latents = rollout_latents(
+        model,
+        num_clips,
+        generators=generators,
+        sampling=sampling,
+        z_prefix=z_prefix,
+        on_step=on_step,
+    )
+    return _decoded(model, latents)
+
+
+def rollout_latents(
+    model: Model,
+    num_clips: int,
+    *,
+    generators: Sequence[torch.Generator],
+    sampling: Sampling = PUBLISHED,
+    z_prefix: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Iterator[Tensor]:
+    """As `rollout`, without decoding: yield the latents z0 [b, c, n] of one clip after another."""
+    _, schedule = model.require_denoiser("this model")
+    sampling.check(schedule.num_timesteps)
+    if not generators:
+        raise ValueError("no generators: one is needed per video")
+    return _clips(model, num_clips, generators, sampling, z_prefix, on_step)
+
+
+@torch.inference_mode()
+def _clips(
+    model: Model,
+    num_clips: int,
+    generators: Sequence[torch.Generator],
+    sampling: Sampling,
+    z_prefix: Tensor | None,
+    on_step: OnStep | None,
+) -> Iterator[Tensor]:
+    """Run Algorithm 1's outer loop."""
+    denoiser, _ = model.require_denoiser("this model")
+    draw = noise_source(generators, model)
+    for _ in range(num_clips):
+        num_steps = sampling.steps.first if z_prefix is None else sampling.steps.following
+        predict = predictor(denoiser, z_prefix, sampling.guidance)
+        z_prefix = _sample(model, predict, draw, num_steps, sampling, on_step)
+        yield z_prefix
+
+
+def _sample(
+    model: Model,
+    predict: Predict,
+    draw: Draw,
+    num_steps: int,
+    sampling: Sampling,
+    on_step: OnStep | None,
+) -> Tensor:
+    """Draw one clip's z0 [b, c, n] with the chosen sampler."""
+    schedule, config = model.schedule, model.config.diffusion
+    assert schedule is not None
+    assert config is not None
+    ancestral = sampling.sampler == "ddpm" or num_steps == schedule.num_timesteps
+    run = ddpm_sample if ancestral else partial(ddim_sample, eta=sampling.eta)
+    return run(
+        predict,
+        draw(0),
+        schedule,
+        num_steps=num_steps,
+        draw=draw,
+        clamp=config.clamp,
+        objective=config.objective,
+        on_step=on_step,
+    )
+
+
+def predictor(denoiser: Denoise, z_prefix: Tensor | None, guidance: float) -> Predict:
+    """Bind the prefix: (1+w) * prediction(prefix) - w * prediction(null) (method, section 4).
+
+    One network call at guidance 0, else one call of twice the batch. The weights sum to 1, so it
+    is the same for predictions of eps, x0 and v.
+    """
+    if z_prefix is None or guidance == 0:
+        return lambda z_t, t: denoiser(z_t, t, z_prefix)
+    prefixes = torch.cat([z_prefix, torch.zeros_like(z_prefix)])
+
+    def guided(z_t: Tensor, t: Tensor) -> Tensor:
+        both = denoiser(torch.cat([z_t, z_t]), torch.cat([t, t]), prefixes)
+        given, null = both.chunk(2)
+        return (1 + guidance) * given - guidance * null
+
+    return guided
+
+
+def noise_source(generators: Sequence[torch.Generator], model: Model) -> Draw:
+    """Return draw(k) -> N(0, I) [b, c, n], row i from generators[i], on the model's device."""
+    latent, device = model.config.latent, model.device
+
+    def draw(k: int) -> Tensor:
+        rows = [
+            torch.randn(latent.c, latent.flat, generator=g, device=g.device) for g in generators
+        ]
+        return torch.stack(rows).to(device, non_blocking=True)
+
+    return draw
+
+
+@torch.inference_mode()
+def _decoded(model: Model, latents: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Decode each latent when it comes."""
+    for z0 in latents:
+        yield model.autoencoder.decode(unflatten(z0, model.config.latent))

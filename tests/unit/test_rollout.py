@@ -1,0 +1,244 @@
+"""Algorithm 1: what the network is asked, in which order, and with whose noise."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pvdm_cli.config import (
+    AutoencoderConfig,
+    ClipConfig,
+    DenoiserConfig,
+    DiffusionConfig,
+    ModelConfig,
+)
+from pvdm_cli.diffusion.samplers import ddim_sample, ddpm_sample
+from pvdm_cli.errors import ModelError, PvdmError
+from pvdm_cli.latents import unflatten
+from pvdm_cli.model import Model
+from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.rollout import Sampling, Steps, predictor, rollout, rollout_latents
+from pvdm_cli.runtime import generator
+
+CONFIG = ModelConfig(
+    clip=ClipConfig(frames=4, height=16, width=24),
+    autoencoder=AutoencoderConfig(
+        patch=8, width=16, depth=1, num_heads=2, head_dim=8, projection_depth=1, projection_mlp=16
+    ),
+    denoiser=DenoiserConfig(
+        base_channels=32,
+        channel_multipliers=(1,),
+        num_res_blocks=1,
+        attention_downsamplings=(1,),
+        num_heads=2,
+    ),
+    diffusion=DiffusionConfig(num_timesteps=20),
+)
+
+
+class Call(NamedTuple):
+    """What the recorded denoiser was asked."""
+
+    z_t: Tensor
+    t: Tensor
+    z_prefix: Tensor | None
+
+
+class Recorder(nn.Module):
+    """A denoiser that remembers its calls; its answer depends on all it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def forward(self, z_t: Tensor, t: Tensor, z_prefix: Tensor | None = None) -> Tensor:
+        self.calls.append(Call(z_t, t, z_prefix))
+        shift = 0.0 if z_prefix is None else 0.3 * z_prefix
+        return (z_t * 0.9 + shift + t[:, None, None] / 100).sin()
+
+
+def recorded() -> tuple[Model, Recorder]:
+    """A model with real sizes and a recorder for a denoiser."""
+    denoiser = Recorder()
+    autoencoder = Autoencoder(CONFIG).eval().requires_grad_(False)
+    return Model(CONFIG, autoencoder, denoiser), denoiser  # type: ignore[arg-type]
+
+
+def real() -> Model:
+    """A model of tiny true networks whose zero-initialised layers are not zero."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(CONFIG).eval().requires_grad_(False)
+    for parameter in denoiser.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    return Model(CONFIG, Autoencoder(CONFIG).eval().requires_grad_(False), denoiser)
+
+
+def generators(*numbers: int) -> list[torch.Generator]:
+    """The generators of these videos."""
+    return [generator("cpu", 0, i) for i in numbers]
+
+
+def run(model: Model, num_clips: int, *videos: int, **sampling: object) -> list[Tensor]:
+    """All clips' latents."""
+    settings = Sampling(**{"steps": Steps(5, 3), **sampling})  # type: ignore[arg-type]
+    return list(
+        rollout_latents(model, num_clips, generators=generators(*videos), sampling=settings)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("100/20", (100, 20)), ("50", (50, 50)), (" 7 / 3 ", (7, 3))]
+)
+def test_steps_are_read_from_n_slash_m(text: str, steps: tuple[int, int]) -> None:
+    assert Steps.parse(text) == steps
+
+
+@pytest.mark.parametrize("text", ["", "a", "10/", "/10", "0/5", "5/-1", "1.5", "1/2/3"])
+def test_anything_else_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(PvdmError, match=r"^--steps .*100/20$"):
+        Steps.parse(text)
+
+
+def test_steps_are_written_as_they_are_read() -> None:
+    assert str(Steps.parse("100/20")) == "100/20"
+    assert str(Steps.parse("50")) == "50/50"
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_each_clip_is_asked_once_per_step_and_sees_the_clip_before(sampler: str) -> None:
+    model, denoiser = recorded()
+    first, second, third = run(model, 3, 0, 1, sampler=sampler)
+    assert [len(call.z_t) for call in denoiser.calls] == [2] * (5 + 3 + 3)
+    prefixes = [call.z_prefix for call in denoiser.calls]
+    assert all(prefix is None for prefix in prefixes[:5])
+    assert all(prefix is first for prefix in prefixes[5:8])
+    assert all(prefix is second for prefix in prefixes[8:])
+    assert third.shape == (2, 4, CONFIG.latent.flat)
+    assert Sampling(steps=Steps(5, 3)).num_calls(3) == len(denoiser.calls)
+
+
+def test_the_first_clip_is_plain_ddim_from_the_videos_own_noise() -> None:
+    model, denoiser = recorded()
+    (found,) = run(model, 1, 3, eta=0.5)
+    source, shape = generator("cpu", 0, 3), (4, CONFIG.latent.flat)
+    noise = [torch.randn(shape, generator=source)[None] for _ in range(5)]
+    assert model.schedule is not None
+    expected = ddim_sample(
+        lambda z, t: denoiser(z, t), noise[0], model.schedule,
+        num_steps=5, eta=0.5, draw=lambda k: noise[k],
+    )  # fmt: skip
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_as_many_ddim_steps_as_were_trained_mean_ancestral_sampling(eta: float) -> None:
+    model, denoiser = recorded()
+    (found,) = run(model, 1, 0, steps=Steps(20, 20), eta=eta)
+    source, shape = generator("cpu", 0, 0), (4, CONFIG.latent.flat)
+    z_T = torch.randn(shape, generator=source)[None]
+    assert model.schedule is not None
+    expected = ddpm_sample(
+        lambda z, t: denoiser(z, t), z_T, model.schedule,
+        draw=lambda k: torch.randn(shape, generator=source)[None],
+    )  # fmt: skip
+    assert torch.equal(found, expected)
+
+
+def test_guidance_asks_for_prefix_and_null_in_one_call() -> None:
+    model, denoiser = recorded()
+    first, _ = run(model, 2, 0, guidance=1.5)
+    assert [len(call.z_t) for call in denoiser.calls] == [1] * 5 + [2] * 3
+    call = denoiser.calls[-1]
+    assert call.z_prefix is not None
+    assert torch.equal(call.z_prefix, torch.cat([first, torch.zeros_like(first)]))
+    assert torch.equal(call.z_t[0], call.z_t[1])
+
+
+def test_guidance_mixes_with_weights_one_plus_w_and_minus_w() -> None:
+    denoiser = Recorder()
+    z_t, prefix = torch.randn(2, 4, 7), torch.randn(2, 4, 7)
+    t = torch.tensor([3, 9])
+    given, null = denoiser(z_t, t, prefix), denoiser(z_t, t, torch.zeros_like(prefix))
+    torch.testing.assert_close(predictor(denoiser, prefix, 2.0)(z_t, t), 3 * given - 2 * null)
+    assert torch.equal(predictor(denoiser, prefix, 0.0)(z_t, t), given)
+    assert torch.equal(predictor(denoiser, None, 2.0)(z_t, t), denoiser(z_t, t))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_video_is_the_same_in_any_batch(sampler: str) -> None:
+    model = real()
+    together = run(model, 2, 0, 1, 2, sampler=sampler)
+    alone = run(model, 2, 1, sampler=sampler)
+    for clips, clip in zip(together, alone, strict=True):
+        torch.testing.assert_close(clips[1:2], clip, rtol=1e-3, atol=1e-4)
+        assert (clips[0] - clips[1]).abs().mean() > 0.1  # and videos differ
+
+
+def test_clips_are_decoded_as_soon_as_each_latent_is_ready() -> None:
+    model, denoiser = recorded()
+    settings = Sampling(steps=Steps(5, 3))
+    clips = rollout(model, 2, generators=generators(0), sampling=settings)
+    assert denoiser.calls == []
+    x = next(clips)
+    assert len(denoiser.calls) == 5
+    assert x.shape == (1, 3, 4, 16, 24)
+    (z0,) = run(recorded_with(model), 1, 0)
+    torch.testing.assert_close(x, model.autoencoder.decode(unflatten(z0, CONFIG.latent)))
+    assert next(clips).shape == x.shape
+    assert len(denoiser.calls) == 8
+
+
+def recorded_with(model: Model) -> Model:
+    """The same autoencoder with a fresh recorder."""
+    return Model(CONFIG, model.autoencoder, Recorder())  # type: ignore[arg-type]
+
+
+def test_a_given_prefix_is_continued_with_the_steps_of_following_clips() -> None:
+    model, denoiser = recorded()
+    prefix = torch.rand(1, 4, CONFIG.latent.flat)
+    told: list[tuple[int, int]] = []
+    clips = rollout_latents(
+        model, 1, generators=generators(0), sampling=Sampling(steps=Steps(5, 3)),
+        z_prefix=prefix, on_step=lambda k, n: told.append((k, n)),
+    )  # fmt: skip
+    list(clips)
+    assert [call.z_prefix is prefix for call in denoiser.calls] == [True] * 3
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_sampling_builds_no_graph() -> None:
+    model = real()
+    assert model.denoiser is not None
+    model.denoiser.requires_grad_(True)
+    (z0,) = run(model, 1, 0)
+    assert not z0.requires_grad
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": Steps(21, 5)}, "--steps 21/5: the model was trained with 20 timesteps"),
+        ({"steps": Steps(5, 0)}, "--steps 5/0"),
+        ({"eta": 1.2}, "--eta 1.2: expected a number from 0 to 1"),
+        ({"guidance": -1.0}, "--guidance -1.0"),
+        ({"sampler": "euler"}, "--sampler 'euler': choose ddim or ddpm"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_work(
+    settings: dict[str, object], message: str
+) -> None:
+    model, denoiser = recorded()
+    with pytest.raises(PvdmError) as caught:
+        rollout(model, 1, generators=generators(0), sampling=Sampling(**{"steps": Steps(5, 3), **settings}))  # type: ignore[arg-type]  # fmt: skip
+    assert str(caught.value).startswith(message)
+    assert denoiser.calls == []
+
+
+def test_a_model_without_a_denoiser_says_how_to_get_one() -> None:
+    model = Model(CONFIG, Autoencoder(CONFIG))
+    with pytest.raises(ModelError, match="autoencoder only"):
+        rollout(model, 1, generators=generators(0))
