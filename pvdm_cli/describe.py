@@ -9,15 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pvdm_cli.config import (
-    PACKAGE,
-    ModelConfig,
-    RunConfig,
-    load_config,
-    parse_config,
-    preset_names,
-)
+from pvdm_cli.config import ModelConfig, RunConfig, load_config, parse_config
 from pvdm_cli.errors import DataError, ModelError, PvdmError, did_you_mean
+from pvdm_cli.shipped import PACKAGE, preset_names
 
 Facts = dict[str, Any]
 
@@ -77,7 +71,9 @@ def _model(path: Path) -> Facts:
         card = json.loads(file.read_text(encoding="utf-8"))
         values, files = dict(card["config"]), dict(card["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}: damaged, not a model description; copy the model again") from error
+        raise ModelError(
+            f"{file}: damaged, not a model description; copy the model again"
+        ) from error
     return {
         **_size_facts(parse_config(ModelConfig, values, where=str(file))),
         "fps": card.get("fps"),
@@ -201,7 +197,7 @@ def _size_facts(config: ModelConfig) -> Facts:
     """Sizes of clips and latents."""
     clip, latent = config.clip, config.latent
     return {
-        "clip": f"{clip.frames} frames of {clip.height}x{clip.width}, every {clip.frame_stride}.",
+        "clip": f"{clip.frames} frames of {clip.height}x{clip.width}, stride {clip.frame_stride}",
         "latent": f"[{latent.c}, {latent.flat}] = {latent.c} x ({latent.h}x{latent.w} + "
         f"{latent.s}x{latent.w} + {latent.s}x{latent.h})",
         "denoiser": config.denoiser.base_channels if config.denoiser else None,

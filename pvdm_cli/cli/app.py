@@ -27,14 +27,10 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
 }
 
-EPILOG = """\
-[bold]Examples:[/bold]
-
-  pvdm presets ls
-
-  pvdm info VIDEO_OR_FOLDER
-
-Each command answers --help with examples of its own."""
+EXAMPLES = """
+pvdm presets ls
+pvdm info demo
+"""
 
 
 def _print_version(asked: bool) -> None:
@@ -45,26 +41,33 @@ def _print_version(asked: bool) -> None:
 
 
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Long videos from a diffusion model you trained yourself (PVDM, CVPR 2023)."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _epilog(examples: str) -> str:
+    """Format example commands, one a line."""
+    lines = [f"[dim]$[/dim] {line.strip()}" for line in examples.strip().splitlines()]
+    return "\n".join(["[bold]Examples[/bold]", *lines])
 
 
 def _add(to: typer.Typer, function: Callable[..., None]) -> None:
-    """Register a function as a command named like it, its examples as the epilog.
+    """Register a function as the command of its name, the examples of its docstring as epilog.
 
     Brackets are escaped: rich would read [key=value] as markup and print nothing there.
     """
-    text, _, examples = inspect.getdoc(function).replace("[", r"\[").partition("Examples:")  # type: ignore[union-attr]
-    epilog = "\n\n".join(["[bold]Examples:[/bold]", *examples.strip().splitlines()])
-    to.command(
-        function.__name__.rstrip("_").replace("_", "-"),
-        help=text.strip(),
-        epilog=epilog if examples else None,
-    )(function)
+    doc = (inspect.getdoc(function) or "").replace("[", r"\[")
+    text, _, examples = doc.partition("Examples:")
+    to.command(function.__name__, help=text.strip(), epilog=_epilog(examples))(function)
 
 
 def build() -> typer.Typer:
@@ -72,11 +75,11 @@ def build() -> typer.Typer:
     settings = {"help_option_names": ["-h", "--help"]}
     app = typer.Typer(
         name="pvdm",
-        no_args_is_help=True,
+        invoke_without_command=True,
         context_settings=settings,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
-        epilog=EPILOG,
+        epilog=_epilog(EXAMPLES),
     )
     app.callback()(_root)
     for command in COMMANDS:

@@ -17,4 +17,4 @@ def env(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
     if as_json:
         render.print_json(found)
     else:
-        render.print_facts(found.items())
+        render.print_columns(found.items())

@@ -33,7 +33,7 @@ def info(
     if as_json:
         render.print_json({"kind": found.kind, "path": found.path, **found.facts})
     else:
-        render.print_facts([("kind", found.kind), ("path", found.path), *_lines(found.facts)])
+        render.print_columns([("kind", found.kind), ("path", found.path), *_lines(found.facts)])
 
 
 def _lines(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -42,5 +42,7 @@ def _lines(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, objec
         if isinstance(value, dict):
             yield from _lines(value, f"{prefix}{name}.")
         elif value is not None:
-            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+            shown = (
+                f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+            )
             yield f"{prefix}{name}", shown

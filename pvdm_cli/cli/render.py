@@ -63,12 +63,13 @@ def print_table(
     console(stderr=stderr).print(table)
 
 
-def print_facts(facts: Iterable[tuple[str, object]], *, stderr: bool = False) -> None:
-    """Print aligned lines of 'name  value'."""
-    pairs = [(name, str(value)) for name, value in facts]
-    width = max((len(name) for name, _ in pairs), default=0)
-    for name, value in pairs:
-        typer.echo(f"{name:<{width}}  {value}", err=stderr)
+def print_columns(rows: Iterable[Sequence[object]], *, stderr: bool = False) -> None:
+    """Print rows of plain text in aligned columns."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        typer.echo(line.rstrip(), err=stderr)
 
 
 def reporter(quiet: bool = False) -> Reporter:
