@@ -47,9 +47,9 @@ def cp(
         pvdm presets cp sky/diffusion-l mine.yaml
         pvdm train mine.yaml --data videos --out runs/mine
     """
-    from pvdm_cli.shipped import preset_path
     from pvdm_cli.errors import PvdmError
     from pvdm_cli.files import write_text
+    from pvdm_cli.shipped import preset_path
 
     text = _text(preset)
     path = out / preset_path(preset).name if out.is_dir() else out
@@ -65,8 +65,8 @@ def _text(preset: str) -> str:
     Raises:
         ConfigError: If there is no such preset, or the file is not readable as text.
     """
-    from pvdm_cli.shipped import preset_path
     from pvdm_cli.errors import ConfigError
+    from pvdm_cli.shipped import preset_path
 
     path = preset_path(preset)
     try:
