@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -60,3 +61,28 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
     """
     word = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(word >> 1)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Lower the precision of matrix products to bf16 or fp16; nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting the device's peak memory anew; a CPU process has one peak for its life."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the largest memory used, in bytes: allocated on CUDA, resident on CPU; else None."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    import resource  # absent on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
