@@ -208,8 +208,8 @@ class Denoiser(nn.Module):
         self.latent = config.latent
         self.groups = group_planes(self.latent)
         self._build(config.denoiser, self.latent.c)
-        # Convolutions read channels-last features; weights in the same format need no reordering.
-        self.to(memory_format=torch.channels_last)
+        # Convolutions read channels-last features; weights in that format need no reordering.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
 
     def _build(self, config: DenoiserConfig, latent_channels: int) -> None:
         """Make all layers; blocks are listed in the order they run."""
@@ -267,7 +267,8 @@ class Denoiser(nn.Module):
         for block in self.output_blocks:
             pairs = zip(grids, skips.pop(), strict=True)
             grids = block([torch.cat(pair, dim=-1) for pair in pairs], films)
-        return join_tokens([self._head(grid) for grid in grids]).transpose(1, 2).to(z_t.dtype)
+        out = join_tokens([self._head(grid) for grid in grids])
+        return out.transpose(1, 2).to(z_t.dtype).contiguous()
 
     def _stem(self, grid: Tensor) -> Tensor:
         """Map latent and prefix channels [b, p, y, x, 2c] to features [b, p, y, x, base]."""
