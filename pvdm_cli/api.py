@@ -1,11 +1,103 @@
 """Everything the commands do, as functions: one per command, each returns its result.
 
-    from pvdm_cli import api
-    model = api.load_model("demo")
+>>> from pvdm_cli import api
+>>> model = api.load_model("demo")
 """
 
+from pathlib import Path
+from typing import Literal
+
+from pathlib import Path
+
+from pvdm_cli.data.cache import Cache
+from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
+from pvdm_cli.data.catalog import find_videos
+from pvdm_cli.decoding import DecodeResult, decode_cache
 from pvdm_cli.describe import Description, describe
 from pvdm_cli.environment import environment
+from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Model, load_model
+from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.rollout import Sampling, Steps
 
-__all__ = ["Description", "Model", "describe", "environment", "load_model"]
+__all__ = [
+    "DecodeResult",
+    "Description",
+    "EncodeResult",
+    "Model",
+    "decode",
+    "describe",
+    "encode",
+    "environment",
+    "load_model",
+]
+
+
+def encode(
+    videos: Path,
+    out: Path,
+    *,
+    autoencoder: str = "demo",
+    window_stride: int | None = None,
+    batch_size: int = 8,
+    precision: str = "fp32",
+    strict: bool = False,
+    keep_partial: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    shard_seconds: float = SHARD_SECONDS,
+    overwrite: bool = False,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> EncodeResult:
+    """Encode a folder of videos into a latent cache; see `encoding.encode_videos`."""
+    sources = find_videos(videos)
+    model = load_model(autoencoder, device)
+    if overwrite:
+        discard_cache(out)
+    return encode_videos(
+        model,
+        sources,
+        out,
+        window_stride=window_stride,
+        batch_size=batch_size,
+        precision=precision,
+        strict=strict,
+        keep_partial=keep_partial,
+        shard_bytes=shard_bytes,
+        shard_seconds=shard_seconds,
+        reporter=reporter,
+        hints=(autoencoder, str(videos)),
+    )
+
+
+def decode(
+    cache: Path,
+    out: Path,
+    *,
+    autoencoder: str | None = None,
+    format: str = "mp4",
+    num: int | None = None,
+    fps: float | None = None,
+    batch_size: int = 8,
+    precision: str = "fp32",
+    overwrite: bool = False,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> DecodeResult:
+    """Decode a latent cache back into videos; see `decoding.decode_cache`."""
+    opened = Cache.open(cache)
+    named = autoencoder or opened.manifest.autoencoder
+    if named is None:
+        raise DataError(f"cache {cache} does not say which model made it: give --autoencoder")
+    return decode_cache(
+        load_model(named, device),
+        opened,
+        out,
+        format=format,
+        num=num,
+        fps=fps,
+        batch_size=batch_size,
+        precision=precision,
+        overwrite=overwrite,
+        reporter=reporter,
+    )

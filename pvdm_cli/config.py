@@ -5,10 +5,10 @@ Every size that another module needs is derived here, once.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from pvdm_cli.errors import ConfigError, did_you_mean
 from pvdm_cli.shipped import PACKAGE as PACKAGE
@@ -37,10 +37,11 @@ class LatentShape(NamedTuple):
 class Section(BaseModel):
     """A part of the configuration: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ClipConfig(Section):
@@ -88,9 +89,9 @@ class DenoiserConfig(Section):
     """The 2D U-Net over the three planes (Sec. 3.3); defaults are PVDM-L."""
 
     base_channels: int = Field(256, ge=32)
-    channel_multipliers: tuple[int, ...] = Field((1, 2, 4, 4), min_length=1)
+    channel_multipliers: tuple[PositiveInt, ...] = Field((1, 2, 4, 4), min_length=1)
     num_res_blocks: int = Field(2, ge=1)
-    attention_downsamplings: tuple[int, ...] = (1, 2, 4)
+    attention_downsamplings: tuple[PositiveInt, ...] = (1, 2, 4)
     num_heads: int = Field(8, ge=1)
 
     @model_validator(mode="after")
@@ -156,7 +157,7 @@ class TrainingConfig(Section):
     lr: float = Field(1e-4, gt=0)
     lr_schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
     grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 turns it off")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -20,8 +20,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         PvdmError: If the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    make_folder(path.parent)
     try:
-        make_folder(path.parent)
         yield temporary
         sync(temporary)
         temporary.replace(path)
@@ -42,8 +42,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         PvdmError: If the parent cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    make_folder(path.parent)
     try:
-        make_folder(path.parent)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
