@@ -13,13 +13,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from pvdm_cli.cli import options, render
+from pvdm_cli.cli.decode import decode
+from pvdm_cli.cli.encode import encode
 from pvdm_cli.cli.env import env
 from pvdm_cli.cli.info import info
 from pvdm_cli.cli.presets import cat, cp, ls
+from pvdm_cli.cli.sample import sample
 from pvdm_cli.errors import PvdmError
 
 # In the order of --help.
 COMMANDS: tuple[Callable[..., None], ...] = (
+    sample,
     info,
     env,
 )

@@ -1,0 +1,159 @@
+"""`pvdm sample`: long videos from a trained model."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pvdm_cli.cli import render
+from pvdm_cli.cli.options import (
+    CheckpointOpt,
+    DebugOpt,
+    DeviceOpt,
+    JsonOpt,
+    ModelArg,
+    OutOpt,
+    OverwriteOpt,
+    QuietOpt,
+    SeedOpt,
+)
+
+
+class Sampler(StrEnum):
+    """Names of the samplers."""
+
+    ddim = "ddim"
+    ddpm = "ddpm"
+
+
+class Format(StrEnum):
+    """File formats of videos."""
+
+    mp4 = "mp4"
+    gif = "gif"
+    webp = "webp"
+    png = "png"
+    npz = "npz"
+
+
+class GridFormat(StrEnum):
+    """File formats of the grid."""
+
+    mp4 = "mp4"
+    gif = "gif"
+    webp = "webp"
+
+
+def sample(
+    model: ModelArg = "demo",
+    frames: Annotated[
+        int, typer.Option(min=1, help="Frames of each video; the last clip is cut.")
+    ] = 128,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many videos.")] = 1,
+    out: OutOpt = Path("samples"),
+    steps: Annotated[
+        str,
+        typer.Option(
+            metavar="N/M",
+            help="Network steps of the first clip / of each following one. DDIM with as many as "
+            "were trained (1000) means ancestral sampling.",
+        ),
+    ] = "100/20",
+    sampler: Annotated[Sampler, typer.Option(help="How clips are drawn.")] = Sampler.ddim,
+    eta: Annotated[
+        float, typer.Option(min=0, max=1, help="Noise of DDIM: 0 none, 1 that of DDPM.")
+    ] = 1.0,
+    guidance: Annotated[
+        float,
+        typer.Option(min=0, help="Weight of guidance on the clip before; above 0 costs double."),
+    ] = 0.0,
+    seed: SeedOpt = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Videos drawn at once; changes speed, not the videos.")
+    ] = 4,
+    format_: Annotated[Format, typer.Option("--format", help="png is a folder of frames.")] = (
+        Format.mp4
+    ),
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1000, help="Frame rate; else that of the model's data."),
+    ] = None,
+    grid: Annotated[
+        GridFormat | None, typer.Option(help="Also write all videos side by side, in this format.")
+    ] = None,
+    checkpoint: CheckpointOpt = None,
+    device: DeviceOpt = "auto",
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Draw long videos, clip by clip, each clip continuing the one before (Algorithm 1).
+
+    Video i depends on the seed, i and the settings alone: the same command again makes what is
+    missing, a larger --num adds to it. Frames are written as soon as their clip is ready.
+
+    Examples:
+        pvdm sample --frames 128
+        pvdm sample runs/sky --num 16 --grid gif --out skies
+        pvdm sample runs/sky --steps 200/200 --batch-size 8 --device cuda
+        pvdm sample runs/sky --checkpoint 20000 --sampler ddpm --steps 1000 --format npz
+    """
+    from pvdm_cli import api
+
+    result = api.sample(
+        model,
+        out,
+        frames=frames,
+        num=num,
+        steps=steps,
+        sampler=sampler.value,
+        eta=eta,
+        guidance=guidance,
+        seed=seed,
+        batch_size=batch_size,
+        format=format_.value,
+        fps=fps,
+        grid=grid.value if grid else None,
+        checkpoint=checkpoint,
+        device=device,
+        overwrite=overwrite,
+        reporter=render.reporter(quiet),
+    )
+    if as_json:
+        render.print_json(_facts(result))
+        return
+    for path in [*result.videos, *([result.grid] if result.grid else [])]:
+        typer.echo(path)
+    if not quiet:
+        typer.echo(_summary(result), err=True)
+
+
+def _facts(result: Any) -> dict[str, Any]:
+    """Put a result into JSON values."""
+    return {
+        "out": str(result.out),
+        "videos": [str(path) for path in result.videos],
+        "made": result.made,
+        "grid": None if result.grid is None else str(result.grid),
+        "frames": result.frames,
+        "fps": result.fps,
+        "seconds": result.seconds,
+        "frames_per_second": result.frames_per_second,
+        "peak_memory_bytes": result.peak_memory,
+        "device": result.device,
+    }
+
+
+def _summary(result: Any) -> str:
+    """Say in one line what was made and what it took."""
+    found = len(result.videos) - result.made
+    if not result.made:
+        return f"nothing to do: {found} of {found} videos are there already"
+    memory = f", peak memory {result.peak_memory / 2**20:,.0f} MiB" if result.peak_memory else ""
+    return (
+        f"{result.made} x {result.frames} frames in {result.seconds:.1f} s on {result.device} "
+        f"({result.frames_per_second:.2f} frames/s{memory})"
+        + (f"; {found} were there already" if found else "")
+    )
