@@ -7,14 +7,14 @@
 from pathlib import Path
 from typing import Literal
 
-from pathlib import Path
-
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
 from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.decoding import DecodeResult, decode_cache
 from pvdm_cli.describe import Description, describe
+from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
+from pvdm_cli.errors import DataError
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Model, load_model
 from pvdm_cli.progress import SILENT, Reporter
@@ -25,11 +25,13 @@ __all__ = [
     "Description",
     "EncodeResult",
     "Model",
+    "SampleResult",
     "decode",
     "describe",
     "encode",
     "environment",
     "load_model",
+    "sample",
 ]
 
 
@@ -101,3 +103,40 @@ def decode(
         overwrite=overwrite,
         reporter=reporter,
     )
+
+
+def sample(
+    model: str = "demo",
+    out: Path = Path("samples"),
+    *,
+    frames: int = 128,
+    num: int = 1,
+    steps: str = "100/20",
+    sampler: Literal["ddim", "ddpm"] = "ddim",
+    eta: float = 1.0,
+    guidance: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 4,
+    format: str = "mp4",
+    fps: float | None = None,
+    grid: str | None = None,
+    checkpoint: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
+) -> SampleResult:
+    """Draw long videos; see `generation.generate`."""
+    request = SampleRequest(
+        frames=frames,
+        num=num,
+        sampling=Sampling(steps=Steps.parse(steps), sampler=sampler, eta=eta, guidance=guidance),
+        seed=seed,
+        batch_size=batch_size,
+        format=format,
+        fps=fps,
+        grid=grid,
+        overwrite=overwrite,
+    )
+    origin = [model] if checkpoint is None else [model, "--checkpoint", str(checkpoint)]
+    found = load_model(model, device, checkpoint)
+    return generate(found, out, request, origin=origin, reporter=reporter)

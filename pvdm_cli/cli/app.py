@@ -24,6 +24,8 @@ from pvdm_cli.errors import PvdmError
 # In the order of --help.
 COMMANDS: tuple[Callable[..., None], ...] = (
     sample,
+    encode,
+    decode,
     info,
     env,
 )

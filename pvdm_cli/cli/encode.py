@@ -1,0 +1,121 @@
+"""`pvdm encode`: videos to a latent cache."""
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pvdm_cli.cli import render
+from pvdm_cli.cli.options import DebugOpt, DeviceOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt
+
+SOME_SKIPPED = 3  # exit code: done, but not with every input
+
+
+class Precision(StrEnum):
+    """Arithmetic of the network."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+VideosArg = Annotated[
+    Path, typer.Argument(metavar="VIDEOS", help="A folder of videos (at any depth), or one video.")
+]
+AutoencoderOpt = Annotated[
+    str,
+    typer.Option(
+        "--autoencoder", metavar="MODEL", help="A model folder, a run folder, or 'demo' (shipped)."
+    ),
+]
+WindowStrideOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--window-stride",
+        min=1,
+        metavar="N",
+        help="Start a clip every N frames; by default clips touch and do not overlap.",
+    ),
+]
+BatchSizeOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Clips per forward pass.")]
+PrecisionOpt = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the network.")]
+StrictOpt = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first video that cannot be used.")
+]
+KeepPartialOpt = Annotated[
+    bool,
+    typer.Option(
+        "--keep-partial", help="Keep what precedes a decode error instead of skipping the video."
+    ),
+]
+ShardSecondsOpt = Annotated[
+    float,
+    typer.Option(
+        "--shard-seconds", min=0, help="Save at least this often: a kill loses no more than that."
+    ),
+]
+ShardMegabytesOpt = Annotated[
+    int, typer.Option("--shard-mb", min=1, help="Size at which a cache file is closed, in MiB.")
+]
+
+
+def encode(
+    videos: VideosArg,
+    out: OutOpt,
+    autoencoder: AutoencoderOpt = "demo",
+    window_stride: WindowStrideOpt = None,
+    batch_size: BatchSizeOpt = 8,
+    precision: PrecisionOpt = Precision.fp32,
+    strict: StrictOpt = False,
+    keep_partial: KeepPartialOpt = False,
+    shard_seconds: ShardSecondsOpt = 60.0,
+    shard_mb: ShardMegabytesOpt = 256,
+    overwrite: OverwriteOpt = False,
+    device: DeviceOpt = "auto",
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Encode videos into a triplane latent cache, which diffusion training reads.
+
+    The same command again continues after a kill, adds new videos and encodes changed ones anew.
+    Videos that cannot be used are named in skipped.jsonl, and the exit code is then 3.
+
+    Examples:
+        pvdm encode videos --out cache
+        pvdm encode videos --autoencoder runs/autoencoder --out cache --window-stride 8
+        pvdm encode videos --autoencoder runs/autoencoder --out cache --strict --json
+    """
+    from pvdm_cli import api  # torch loads here, not for --help
+
+    reporter = render.reporter(quiet)
+    result = api.encode(
+        videos,
+        out,
+        autoencoder=autoencoder,
+        window_stride=window_stride,
+        batch_size=batch_size,
+        precision=precision.value,
+        strict=strict,
+        keep_partial=keep_partial,
+        shard_bytes=shard_mb << 20,
+        shard_seconds=shard_seconds,
+        overwrite=overwrite,
+        device=device,
+        reporter=reporter,
+    )
+    rate = f" at {result.clips_per_second:.1f} clips/s" if result.new_clips else ""
+    reporter.say(
+        f"{result.out}: {result.videos} videos, {result.clips} clips "
+        f"({result.bytes / 1e6:.1f} MB); {result.new_clips} clips encoded now{rate}"
+    )
+    if result.skipped:
+        reporter.say(f"{len(result.skipped)} videos skipped: {result.out / 'skipped.jsonl'}")
+    if as_json:
+        skipped = [{"path": one.path, "reason": one.reason} for one in result.skipped]
+        speed = {"clips_per_second": result.clips_per_second}
+        render.print_json({**asdict(result), **speed, "skipped": skipped})
+    if result.skipped:
+        raise typer.Exit(SOME_SKIPPED)

@@ -1,0 +1,241 @@
+"""Videos -> latent cache.
+
+Axes: b clips of a batch, s frames, H and W pixels, c latent channels, n flat length.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pvdm_cli.data.cache_format import Identity, Skipped, VideoRow
+from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, CacheWriter, Plan, Stamp
+from pvdm_cli.data.catalog import Source
+from pvdm_cli.data.feed import Clip, Ended, Failed, Job, feed
+from pvdm_cli.errors import DataError, ModelError, VideoError
+from pvdm_cli.latents import flatten
+from pvdm_cli.model import Model
+from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.runtime import autocast
+from pvdm_cli.video import pixels
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """What is in a cache now, and what this run has added."""
+
+    out: Path
+    videos: int
+    clips: int
+    new_clips: int
+    bytes: int
+    fps: float | None
+    seconds: float
+    skipped: list[Skipped]
+
+    @property
+    def clips_per_second(self) -> float:
+        """Speed of this run."""
+        return self.new_clips / self.seconds if self.seconds else 0.0
+
+
+def encode_videos(
+    model: Model,
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    window_stride: int | None = None,
+    batch_size: int = 8,
+    precision: str = "fp32",
+    strict: bool = False,
+    keep_partial: bool = False,
+    reporter: Reporter = SILENT,
+    shard_bytes: int = SHARD_BYTES,
+    shard_seconds: float = SHARD_SECONDS,
+    hints: tuple[str, str] | None = None,
+) -> EncodeResult:
+    """Encode videos into a latent cache; the same call again continues or does nothing.
+
+    Args:
+        model: Its autoencoder encodes, on the device it is on.
+        sources: The videos.
+        out: The cache folder.
+        window_stride: Frames between the starts of two clips; None: clips touch.
+        batch_size: Clips per forward pass, of one or several videos.
+        precision: fp32 | bf16 | fp16 arithmetic; the cache is fp16 anyway.
+        strict: Stop at the first video that cannot be used.
+        keep_partial: Keep the frames before a decode error instead of skipping the video.
+        reporter: Told about progress and skipped videos.
+        shard_bytes: A shard closes at this size ...
+        shard_seconds: ... or after this time.
+        hints: Where the model and the videos are, for the manifest.
+
+    Raises:
+        DataError: If the cache cannot be continued, no video can be used, or (strict) one.
+    """
+    began = time.monotonic()
+    identity = identity_of(model, window_stride, precision=precision, keep_partial=keep_partial)
+    autoencoder, source = hints or (None, None)
+    with CacheWriter(
+        out,
+        identity,
+        shard_bytes=shard_bytes,
+        shard_seconds=shard_seconds,
+        autoencoder=autoencoder,
+        source=source,
+    ) as writer:
+        plan = writer.plan([stamp(source) for source in sources])
+        _say_changes(plan, reporter)
+        run = _Run(model, identity, writer, batch_size, strict, reporter)
+        if not writer.complete:
+            run.encode(plan.todo, {source.name: source.path for source in sources})
+            writer.finish()
+        manifest, skipped = writer.manifest, writer.skipped
+    if not manifest.clips:
+        raise DataError(
+            f"none of the {len(sources)} videos could be encoded; {out}/skipped.jsonl says why "
+            f"(the first: {skipped[0].path}: {skipped[0].reason})"
+        )
+    return EncodeResult(
+        out=out,
+        videos=manifest.videos,
+        clips=manifest.clips,
+        new_clips=run.clips,
+        bytes=manifest.bytes,
+        fps=manifest.fps,
+        seconds=time.monotonic() - began,
+        skipped=skipped,
+    )
+
+
+def identity_of(
+    model: Model,
+    window_stride: int | None = None,
+    *,
+    precision: str = "fp32",
+    keep_partial: bool = False,
+) -> Identity:
+    """What all clips of a cache made by this model share."""
+    return Identity.model_validate(
+        {
+            "fingerprint": model.fingerprint,
+            "clip": model.config.clip,
+            "patch": model.config.autoencoder.patch,
+            "channels": model.config.autoencoder.latent_channels,
+            "window_stride": model.config.clip.frames if window_stride is None else window_stride,
+            "precision": precision,
+            "keep_partial": keep_partial,
+        }
+    )
+
+
+def stamp(source: Source) -> Stamp:
+    """Note size and mtime of a video file, or of all frames of a folder.
+
+    Raises:
+        DataError: If it is gone.
+    """
+    try:
+        inside = source.path.iterdir() if source.path.is_dir() else [source.path]
+        stats = [path.stat() for path in inside]
+    except OSError as error:
+        raise DataError(f"{source.path}: {error.strerror}") from error
+    newest = max((stat.st_mtime_ns for stat in stats), default=0)
+    return Stamp(source.name, sum(stat.st_size for stat in stats), newest)
+
+
+class _Run:
+    """One pass over the videos that lack clips."""
+
+    def __init__(
+        self,
+        model: Model,
+        identity: Identity,
+        writer: CacheWriter,
+        batch_size: int,
+        strict: bool,
+        reporter: Reporter,
+    ) -> None:
+        self.clips = 0
+        self._model, self._identity, self._writer = model, identity, writer
+        self._batch_size, self._strict, self._reporter = batch_size, strict, reporter
+        self._names: dict[int, str] = {}
+
+    def encode(self, todo: Sequence[VideoRow], paths: dict[str, Path]) -> None:
+        """Decode, batch, encode, write. The last batch may be small."""
+        jobs = [Job(row.video, paths[row.path], self._writer.present(row.video)) for row in todo]
+        self._names = {row.video: row.path for row in todo}
+        batch: list[Clip] = []
+        ahead = max(4, 2 * self._batch_size)
+        self._reporter.start("encoding", total=len(jobs), unit="video")
+        threads = _decoding_threads(self._model.device)
+        with closing(feed(jobs, self._identity, threads=threads, ahead=ahead)) as events:
+            for event in events:
+                if isinstance(event, Clip):
+                    batch.append(event)
+                else:
+                    self._note(event)
+                if len(batch) == self._batch_size:
+                    self._encode(batch)
+                    batch = []
+        if batch:
+            self._encode(batch)
+        self._reporter.done()
+
+    def _encode(self, batch: list[Clip]) -> None:
+        """Pass one batch through the network and on to the writer."""
+        z = encode_clips(
+            self._model, np.stack([clip.frames for clip in batch]), self._identity.precision
+        )
+        if not np.isfinite(z).all():
+            raise ModelError(
+                f"the autoencoder gives no finite latents for {self._names[batch[0].video]} with "
+                f"precision {self._identity.precision}; use fp32, or train it further"
+            )
+        index = np.array([(clip.video, clip.first, -1) for clip in batch], dtype=np.int64)
+        self._writer.add(index, z)
+        self.clips += len(batch)
+        self._reporter.advance(0, clips=self.clips)
+
+    def _note(self, event: Ended | Failed) -> None:
+        """Record the end of a video, good or bad."""
+        name = self._names[event.video]
+        if isinstance(event, Failed):
+            if self._strict:
+                raise VideoError(f"{name}: {event.reason}; leave out --strict to skip such videos")
+            self._writer.skip_video(event.video, event.reason)
+            self._reporter.say(f"skipped {name}: {event.reason}")
+        else:
+            self._writer.end_video(event.video, frames=event.frames, fps=event.fps, note=event.note)
+            if event.note:
+                self._reporter.say(f"{name}: {event.note}")
+        self._reporter.advance(1)
+
+
+def encode_clips(
+    model: Model, frames: NDArray[np.uint8], precision: str = "fp32"
+) -> NDArray[np.float16]:
+    """Encode clips uint8 [b, s, H, W, 3] to flat latents fp16 [b, c, n]."""
+    with torch.inference_mode(), autocast(model.device, precision):
+        x = pixels.to_float(torch.from_numpy(frames).to(model.device))
+        return flatten(model.autoencoder.encode(x)).to(torch.float16).cpu().numpy()
+
+
+def _decoding_threads(device: torch.device) -> int:
+    """One thread keeps a CPU's network busy; an accelerator needs more."""
+    return 1 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+
+
+def _say_changes(plan: Plan, reporter: Reporter) -> None:
+    """Tell what differs from the last time, if there was one."""
+    if plan.changed or plan.removed:
+        reporter.say(
+            f"since the last time {plan.added} videos are new, {plan.changed} changed (encoded "
+            f"anew) and {plan.removed} gone (their clips are dropped)"
+        )
