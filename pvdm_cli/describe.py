@@ -97,11 +97,12 @@ def _weights(file: Path, listed: Facts) -> Facts:
         )
     try:
         with file.open("rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, size)))
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         count = sum(math.prod(entry["shape"]) for entry in tensors)
         kinds = sorted({entry["dtype"] for entry in tensors})
-    except (ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file}: not a safetensors file; copy the model again") from error
     return {"parameters": count, "dtype": ", ".join(kinds), "bytes": size}
 

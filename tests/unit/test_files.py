@@ -12,12 +12,16 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def fail_after_writing(path: Path) -> None:
+    path.write_text("half of the ne")
+    raise RuntimeError
+
+
 def test_a_file_that_fails_midway_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with pytest.raises(RuntimeError), atomic_file(path) as temporary:
-        temporary.write_text("half of the ne")
-        raise RuntimeError
+        fail_after_writing(temporary)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -27,8 +31,7 @@ def test_a_folder_that_fails_midway_leaves_the_old_one_and_nothing_else(tmp_path
     with atomic_folder(path) as folder:
         (folder / "weights").write_text("old")
     with pytest.raises(RuntimeError), atomic_folder(path) as folder:
-        (folder / "weights").write_text("half")
-        raise RuntimeError
+        fail_after_writing(folder / "weights")
     assert (path / "weights").read_text() == "old"
     assert names(tmp_path) == ["model"]
 
