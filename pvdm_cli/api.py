@@ -7,6 +7,8 @@
 from pathlib import Path
 from typing import Literal
 
+from pvdm_cli.conversion import Conversion, export_published
+from pvdm_cli.conversion import import_published as convert
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
 from pvdm_cli.data.catalog import find_videos
@@ -21,15 +23,18 @@ from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.rollout import Sampling, Steps
 
 __all__ = [
+    "Conversion",
     "DecodeResult",
     "Description",
     "EncodeResult",
     "Model",
     "SampleResult",
+    "convert",
     "decode",
     "describe",
     "encode",
     "environment",
+    "export_published",
     "load_model",
     "sample",
 ]
@@ -106,8 +111,8 @@ def decode(
 
 
 def sample(
-    model: str = "demo",
-    out: Path = Path("samples"),
+    model: str | Path = "demo",
+    out: str | Path = "samples",
     *,
     frames: int = 128,
     num: int = 1,
@@ -125,7 +130,7 @@ def sample(
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> SampleResult:
-    """Draw long videos; see `generation.generate`."""
+    """Draw long videos; the same call again makes what is missing; see `generation.generate`."""
     request = SampleRequest(
         frames=frames,
         num=num,
@@ -137,6 +142,7 @@ def sample(
         grid=grid,
         overwrite=overwrite,
     )
-    origin = [model] if checkpoint is None else [model, "--checkpoint", str(checkpoint)]
+    request.check()  # before a large model is loaded
+    origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
     found = load_model(model, device, checkpoint)
-    return generate(found, out, request, origin=origin, reporter=reporter)
+    return generate(found, Path(out), request, origin=origin, reporter=reporter)

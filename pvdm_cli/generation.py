@@ -167,8 +167,8 @@ def run_settings(model: Model, request: SampleRequest, fps: float) -> dict[str, 
         "frames": request.frames,
         "steps": str(request.sampling.steps),
         "sampler": request.sampling.sampler,
-        "eta": request.sampling.eta,
-        "guidance": request.sampling.guidance,
+        "eta": float(request.sampling.eta),
+        "guidance": float(request.sampling.guidance),
         "seed": request.seed,
         "format": request.format,
         "fps": fps,
@@ -180,7 +180,7 @@ def _frame_rate(model: Model, request: SampleRequest, name: str) -> float:
     fps = request.fps or model.fps
     if fps is None:
         raise PvdmError(f"{name} does not know the frame rate of its videos; give one with --fps")
-    return fps
+    return float(fps)
 
 
 def _draw_batch(
@@ -237,7 +237,7 @@ def _description(
     return {
         "video": number,
         "file": _video(Path(), number, request.format).name,
-        "command": _command(request, settings, origin),
+        "command": _command(model, request, settings, origin),
         "settings": settings,
         "model": origin[0],
         "config": model.config.model_dump(mode="json"),
@@ -248,13 +248,16 @@ def _description(
     }
 
 
-def _command(request: SampleRequest, settings: dict[str, Any], origin: Sequence[str]) -> str:
+def _command(
+    model: Model, request: SampleRequest, settings: dict[str, Any], origin: Sequence[str]
+) -> str:
     """Write the command that makes this run again."""
     options = ("frames", "steps", "sampler", "eta", "guidance", "seed", "format", "fps")
     words = ["pvdm", "sample", *origin, "--num", str(request.num)]
     for option in options:
         words += [f"--{option}", f"{settings[option]}"]
-    return shlex.join(words)
+    # The device belongs to it: CPU and CUDA generators draw different numbers from one seed.
+    return shlex.join([*words, "--device", model.device.type])
 
 
 def _device_name(device: torch.device) -> str:
