@@ -12,7 +12,7 @@ import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -171,7 +171,9 @@ def _upright_rgb(frame: VideoFrame, reformatter: VideoReformatter, path: Path) -
     """Convert a decoded frame to upright uint8 [H, W, 3]."""
     has_alpha = any(component.is_alpha for component in frame.format.components)
     # One reformatter for all frames: a new one each time would set swscale up again.
-    rgb = reformatter.reformat(frame, format="rgba" if has_alpha else "rgb24", threads=1)
+    rgb = reformatter.reformat(
+        frame, format="rgba" if has_alpha else "rgb24", interpolation=Interpolation.POINT, threads=1
+    )
     pixels = rgb.to_ndarray().astype(np.uint8, copy=False)
     if has_alpha:
         pixels = flatten_alpha(pixels)

@@ -138,13 +138,17 @@ def read(
 
 
 def _existing(path: str | Path) -> Path:
-    """Refuse what is missing or empty before a decoder says something obscure about it."""
+    """Refuse what is missing, forbidden or empty before a decoder says something obscure about it."""
     path = Path(path)
     try:
-        size = path.stat().st_size
+        if path.is_dir():
+            os.scandir(path).close()
+            return path
+        with path.open("rb") as file:
+            empty = not file.read(1)
     except OSError as error:
-        raise VideoError(f"{path}: {os.strerror(error.errno or 0)}") from error
-    if path.is_file() and size == 0:
+        raise VideoError(f"{path}: {error.strerror or error}") from error
+    if empty:
         raise VideoError(f"{path}: the file is empty")
     return path
 

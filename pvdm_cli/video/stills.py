@@ -11,6 +11,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageSequence
 
 from pvdm_cli.errors import VideoError
 
@@ -46,17 +47,21 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def animation_header(path: Path) -> tuple[int, Fraction]:
-    """Return the number of frames of a gif or webp and its rate, taken from the first frame.
+    """Return the number of frames of a gif or webp and its mean rate.
+
+    Only the frames themselves know how long they are shown, so all are gone through.
 
     Raises:
         VideoError: If it cannot be read.
     """
-    with _readable(path), iio.imopen(path, "r", plugin="pillow") as file:
-        # imageio's base class knows integers only; `...` makes the plugin count the images.
-        num_frames = file.properties(index=...).n_images or 1  # type: ignore[arg-type]
-        duration = file.metadata(index=0).get("duration", 0)  # ms
+    num_frames, milliseconds = 0, 0
+    with _readable(path), Image.open(path) as image:
+        for frame in ImageSequence.Iterator(image):
+            frame.load()  # webp knows the duration only then
+            num_frames += 1
+            milliseconds += frame.info.get("duration", 0)
     # No duration means "as fast as possible", which players (and FFmpeg) take as 10 a second.
-    return num_frames, Fraction(1000, round(duration)) if duration else Fraction(10)
+    return num_frames, Fraction(1000 * num_frames, milliseconds or 100 * num_frames)
 
 
 def animation_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
