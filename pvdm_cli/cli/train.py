@@ -1,0 +1,109 @@
+"""`pvdm train`: a stage, from a preset."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pvdm_cli.cli import render
+from pvdm_cli.cli.options import (
+    DebugOpt,
+    DeviceOpt,
+    DryRunOpt,
+    JsonOpt,
+    OutOpt,
+    OverridesArg,
+    OverwriteOpt,
+    PresetArg,
+    QuietOpt,
+)
+
+DataOpt = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Videos, for the autoencoder stage.")
+]
+CacheOpt = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="CACHE", help="Latent cache, for the diffusion stage."),
+]
+AutoencoderOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--autoencoder",
+        metavar="MODEL",
+        help="The model that made the cache; by default the one that the cache names.",
+    ),
+]
+
+
+def train(
+    preset: PresetArg,
+    overrides: OverridesArg = None,
+    data: DataOpt = None,
+    cache: CacheOpt = None,
+    autoencoder: AutoencoderOpt = None,
+    out: OutOpt = Path("run"),
+    dry_run: DryRunOpt = False,
+    overwrite: OverwriteOpt = False,
+    device: DeviceOpt = "auto",
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Train the autoencoder on videos, or the diffusion model on a latent cache.
+
+    The preset says which stage it is. The same command again continues from the last checkpoint;
+    Ctrl-C saves one first.
+
+    Examples:
+        pvdm train demo/autoencoder --data videos --out runs/autoencoder
+        pvdm encode videos --autoencoder runs/autoencoder --out cache
+        pvdm train demo/diffusion --cache cache --out runs/diffusion training.steps=20000
+        pvdm train sky/diffusion-l --dry-run
+    """
+    from pvdm_cli import api  # torch loads here, not for --help
+
+    if dry_run:
+        plan = api.plan(preset, overrides or [])
+        if as_json:
+            render.print_json(plan.figures)
+        else:
+            print(plan.yaml, end="")
+            render.print_columns(plan.rows(), stderr=True)
+        return
+    reporter = render.reporter(quiet)
+    caught, stop = _catch_signals(reporter.say)
+    result = api.train(
+        preset,
+        out,
+        data=data,
+        cache=cache,
+        autoencoder=autoencoder,
+        overrides=overrides or [],
+        overwrite=overwrite,
+        device=device,
+        reporter=reporter,
+        stop=stop,
+    )
+    state = "finished" if result.finished else "stopped; the same command continues"
+    reporter.say(f"{result.run}: step {result.step}, {state}")
+    if as_json:
+        render.print_json(asdict(result))
+    if caught and not result.finished:
+        raise typer.Exit(128 + caught[0])
+
+
+def _catch_signals(say: Callable[[str], None]) -> tuple[list[int], Callable[[], bool]]:
+    """Let SIGINT and SIGTERM end the step and save; a second one acts at once."""
+    caught: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        caught.append(number)
+        say("finishing this step and saving; once more quits at once")
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, remember)
+    return caught, lambda: bool(caught)

@@ -1,0 +1,186 @@
+"""One training run: its folder, the stage its configuration asks for, what it shows on the way."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pvdm_cli.config import RunConfig, differing_keys, dump_yaml, parse_config, read_yaml
+from pvdm_cli.data.cache import Cache
+from pvdm_cli.data.catalog import find_videos, split
+from pvdm_cli.data.clips import Clips
+from pvdm_cli.errors import ConfigError, DataError, ModelError
+from pvdm_cli.files import make_folder, write_text
+from pvdm_cli.model import Model, load_model
+from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.progress import Reporter
+from pvdm_cli.rollout import Sampling, Steps, rollout
+from pvdm_cli.runtime import generator, resolve_device
+from pvdm_cli.training.autoencoder import AutoencoderStage
+from pvdm_cli.training.diffusion import DiffusionStage, check_cache
+from pvdm_cli.training.loop import Stage, TrainResult, train
+from pvdm_cli.video.pixels import to_uint8
+from pvdm_cli.video.write import grid, write_video
+
+# Keys that may change between one start of a run and the next: they do not change what is learned.
+HARMLESS = {
+    f"training.{key}"
+    for key in "log_every validate_every sample_every checkpoint_every keep_last keep_every".split()
+} | {"data.memory_gb", "data.num_workers"}
+
+SHOWN = Sampling(steps=Steps(50, 50), eta=0.0)  # videos drawn during training
+
+
+def run_training(
+    config: RunConfig,
+    run: Path,
+    *,
+    data: Path | None = None,
+    cache: Path | None = None,
+    autoencoder: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    provenance: dict[str, Any] | None = None,
+    reporter: Reporter,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """Train one stage in a run folder; the same call again goes on where it stopped.
+
+    Args:
+        config: The resolved configuration.
+        run: The run folder; made if it is not there.
+        data: Folder of videos, for the autoencoder.
+        cache: Latent cache, for the denoiser.
+        autoencoder: The model that made the cache; by default the one the cache names.
+        device: cpu | cuda | mps | auto.
+        overwrite: Remove what is in the run folder and start afresh.
+        provenance: Kept in the models of this run.
+        reporter: Told of progress.
+        stop: Asked after every step; True saves and returns.
+
+    Raises:
+        PvdmError: If something needed is missing or does not fit.
+    """
+    target = resolve_device(device)
+    if config.training.precision == "fp16" and target.type == "cpu":
+        raise ConfigError("training.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    if config.stage == "autoencoder":
+        if data is None:
+            raise DataError("an autoencoder trains on videos: give --data DIR")
+        _open_run(run, config, overwrite=overwrite)
+        stage: Stage[Any] = _autoencoder_stage(config, data, target, reporter)
+    else:
+        if cache is None:
+            raise DataError(
+                "diffusion trains on latents: run `pvdm encode VIDEOS --autoencoder MODEL "
+                "--out CACHE` and give --cache CACHE"
+            )
+        _open_run(run, config, overwrite=overwrite)
+        stage = _diffusion_stage(config, cache, autoencoder, target)
+    return train(stage, config, run, provenance=provenance, reporter=reporter, stop=stop)
+
+
+def _open_run(run: Path, config: RunConfig, *, overwrite: bool) -> None:
+    """Make the run folder, or check that it belongs to this configuration."""
+    kept = run / "config.yaml"
+    if overwrite and kept.exists():
+        shutil.rmtree(run)
+    if kept.exists():
+        before = parse_config(RunConfig, read_yaml(kept), where=str(kept))
+        allowed = set(HARMLESS)
+        if config.training.lr_schedule == "constant":
+            allowed.add("training.steps")
+        if keys := [key for key in differing_keys(config, before) if key not in allowed]:
+            raise ConfigError(
+                f"{run} was started with another {', '.join(keys)}; use its settings, another "
+                "--out, or --overwrite to start afresh"
+            )
+    elif run.exists() and any(run.iterdir()):
+        raise ConfigError(f"{run} is not empty and holds no run (config.yaml); choose another --out")
+    make_folder(run)
+    write_text(kept, dump_yaml(config))
+
+
+def _autoencoder_stage(
+    config: RunConfig, data: Path, device: torch.device, reporter: Reporter
+) -> AutoencoderStage:
+    """Read the videos and build (or take over) the autoencoder."""
+    train_sources, held_out_sources = split(find_videos(data), config.data.holdout)
+    settings, memory = config.training, config.data.memory_gb
+    with _seeded(settings.seed):
+        network = Autoencoder(config.model())
+    if config.init:
+        _take_over(network, load_model(config.init, "cpu").autoencoder, config.init)
+    held_out = None
+    if held_out_sources:
+        chosen = held_out_sources[: settings.validation_clips]
+        try:
+            held_out = Clips.load(chosen, config.clip, memory_gb=memory, reporter=reporter)
+        except DataError:
+            reporter.say("no held-out video is long enough: training goes without validation")
+    clips = Clips.load(train_sources, config.clip, memory_gb=memory, reporter=reporter)
+    for name, reason in clips.skipped.items():
+        reporter.say(f"left out {name}: {reason}")
+
+    def show(originals: Tensor, reconstructions: Tensor, path: Path) -> None:
+        pairs = [
+            np.concatenate([a, b], axis=2)
+            for a, b in zip(originals.numpy(), reconstructions.numpy(), strict=True)
+        ]
+        write_video(path.with_suffix(".mp4"), grid(pairs), clips.fps or 8)
+
+    return AutoencoderStage(config, network.to(device), clips, held_out, show)
+
+
+def _diffusion_stage(
+    config: RunConfig, cache_path: Path, autoencoder: str | None, device: torch.device
+) -> DiffusionStage:
+    """Open the cache, find its autoencoder and build (or take over) the denoiser."""
+    cache = Cache.open(cache_path, in_memory=True)
+    named = autoencoder or cache.manifest.autoencoder
+    if named is None:
+        raise DataError(f"cache {cache_path} does not say which model made it: give --autoencoder")
+    encoder = load_model(named, str(device))
+    check_cache(config, cache, encoder)
+    with _seeded(config.training.seed):
+        network = Denoiser(config.model())
+    if config.init:
+        before = load_model(config.init, "cpu")
+        if before.denoiser is None:
+            raise ModelError(f"init={config.init}: holds no denoiser to start from")
+        _take_over(network, before.denoiser, config.init)
+
+    def show(model: Model, path: Path) -> None:
+        draws = [generator(model.device, config.training.seed, i) for i in range(4)]
+        clips = list(rollout(model, 2, generators=draws, sampling=SHOWN))
+        frames = to_uint8(torch.cat(clips, dim=2).cpu()).numpy()
+        write_video(path.with_suffix(".mp4"), grid(list(frames)), model.fps or 8)
+
+    return DiffusionStage(config, network.to(device), encoder.autoencoder, cache, show)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Let a seed alone fix the initial weights of networks built inside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
+
+
+def _take_over(network: nn.Module, source: nn.Module, name: str) -> None:
+    """Start from given weights.
+
+    Raises:
+        ModelError: If they are of another shape than the configuration's network.
+    """
+    try:
+        network.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise ModelError(f"init={name}: its weights do not fit this configuration: {reason}") from None

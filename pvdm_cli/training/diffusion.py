@@ -1,0 +1,173 @@
+"""Stage two: the denoiser learns the latents of a cache (Sec. 3.3, joint training).
+
+Axes: b batch, c latent channels, n flat latent length.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pvdm_cli.config import RunConfig
+from pvdm_cli.data.cache import Cache
+from pvdm_cli.data.catalog import Source, split
+from pvdm_cli.diffusion.objective import diffusion_loss, draw, mask_prefix
+from pvdm_cli.diffusion.schedule import Schedule
+from pvdm_cli.errors import ConfigError, DataError
+from pvdm_cli.model import Model
+from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.runtime import generator
+
+ShowSamples = Callable[[Model, Path], None]
+VALIDATION = 0x7A1  # keys validation draws apart from training draws
+
+
+class Batch(NamedTuple):
+    """Latents and everything drawn for them."""
+
+    z0: Tensor  # [b, c, n]
+    z_prefix: Tensor  # [b, c, n], zeros where the null prefix is trained
+    t: Tensor  # int64 [b]
+    eps: Tensor  # [b, c, n]
+
+
+class DiffusionStage:
+    """Joint training with and without the previous clip, from a latent cache."""
+
+    weights_file = "denoiser.safetensors"
+
+    def __init__(
+        self,
+        config: RunConfig,
+        network: Denoiser,
+        autoencoder: Autoencoder,
+        cache: Cache,
+        show: ShowSamples,
+    ) -> None:
+        assert config.diffusion is not None
+        self.config, self.network, self.cache, self.show = config, network, cache, show
+        self.diffusion = config.diffusion
+        self.autoencoder = autoencoder
+        self.schedule = Schedule.from_config(config.diffusion)
+        self.device = next(network.parameters()).device
+        self.predecessor = _predecessors(cache)  # [rows], -1 where a clip continues none
+        self.train, self.held_out = _split_rows(cache, config.data.holdout)
+
+    def draw(self, step: int, micro: int) -> Batch:
+        """Draw latents, their prefixes, timesteps and noise."""
+        settings = self.config.training
+        number = step * settings.accumulation + micro
+        picks = [
+            int(np.random.default_rng((settings.seed, number, i)).integers(len(self.train)))
+            for i in range(settings.batch_size)
+        ]
+        return self._batch(self.train[picks], (settings.seed, number))
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Mean squared error of the prediction."""
+        batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+        return {"loss": self._per_sample(network, batch).mean()}
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Loss on held-out videos at fixed draws, with the prefix where there is one and without."""
+        if not len(self.held_out):
+            return {}
+        settings = self.config.training
+        spread = torch.linspace(0, len(self.held_out) - 1, settings.validation_clips).long()
+        rows = self.held_out[spread]
+        given, null = [], []
+        for number, part in enumerate(rows.split(settings.batch_size)):
+            key = (settings.seed, VALIDATION, number)
+            batch = self._batch(part, key, prefix_prob=1.0)
+            batch = Batch(*(tensor.to(self.device) for tensor in batch))
+            has_prefix = (self.predecessor[part] >= 0).to(self.device)
+            given.append(self._per_sample(network, batch)[has_prefix])
+            without = batch._replace(z_prefix=torch.zeros_like(batch.z_prefix))
+            null.append(self._per_sample(network, without))
+        found = {"val_loss": float(torch.cat(null).mean())}
+        if with_prefix := torch.cat(given).tolist():
+            found["val_loss_prefix"] = sum(with_prefix) / len(with_prefix)
+        return found
+
+    def model(self, network: nn.Module) -> Model:
+        """Put the denoiser beside the autoencoder whose latents it knows."""
+        assert isinstance(network, Denoiser)
+        provenance = {"stage": "diffusion", "cache": self.cache.path.name}
+        fps = self.cache.manifest.fps
+        return Model(self.config.model(), self.autoencoder, network, fps, provenance)
+
+    def sample(self, network: nn.Module, path: Path) -> None:
+        """Show sampled videos."""
+        self.show(self.model(network), path)
+
+    def _per_sample(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Loss of each sample [b]."""
+        return diffusion_loss(
+            network,
+            self.schedule,
+            batch.z0,
+            batch.z_prefix,
+            batch.t,
+            batch.eps,
+            self.diffusion.objective,
+        )
+
+    def _batch(
+        self, rows: Tensor, key: tuple[int, ...], prefix_prob: float | None = None
+    ) -> Batch:
+        """Read rows and their predecessors, and draw t, noise and prefix coins by the key."""
+        z0 = self.cache.read(rows, dtype=torch.float32)
+        before = self.predecessor[rows]
+        z_prefix = self.cache.read(before.clamp(min=0), dtype=torch.float32)
+        coin = self.diffusion.prefix_prob if prefix_prob is None else prefix_prob
+        generators = [generator("cpu", *key, i) for i in range(len(rows))]
+        draws = draw(z0, self.diffusion.num_timesteps, coin, generators)
+        return Batch(z0, mask_prefix(z_prefix, draws.keep, before >= 0), draws.t, draws.eps)
+
+
+def check_cache(config: RunConfig, cache: Cache, autoencoder: Model) -> None:
+    """Refuse a cache of another autoencoder or geometry than the configuration's.
+
+    Raises:
+        DataError: Naming both fingerprints.
+        ConfigError: Naming the keys that differ.
+    """
+    if cache.manifest.fingerprint != autoencoder.fingerprint:
+        raise DataError(
+            f"cache {cache.path} was made by autoencoder {cache.manifest.fingerprint[:12]}, "
+            f"this one is {autoencoder.fingerprint[:12]}; encode again or name the right one"
+        )
+    ours, theirs = config.model(), autoencoder.config
+    for section in ("clip", "autoencoder"):
+        mine, other = getattr(ours, section), getattr(theirs, section)
+        keys = [key for key in type(mine).model_fields if getattr(mine, key) != getattr(other, key)]
+        if keys:
+            pairs = ", ".join(
+                f"{section}.{key}={getattr(mine, key)} (the autoencoder has {getattr(other, key)})"
+                for key in keys
+            )
+            raise ConfigError(f"preset and autoencoder do not match: {pairs}")
+
+
+def _predecessors(cache: Cache) -> Tensor:
+    """Row number of the clip before each clip, -1 where there is none."""
+    before = torch.full((len(cache),), -1, dtype=torch.int64)
+    pairs = cache.pairs()
+    before[pairs.next] = pairs.first
+    return before
+
+
+def _split_rows(cache: Cache, holdout: float) -> tuple[Tensor, Tensor]:
+    """Rows of the training videos and of those held out (by hash of the video's name)."""
+    used = [video for video in cache.videos if len(cache.rows_of(video.video))]
+    sources = [Source(Path(video.path), video.path) for video in used]
+    _, held_out = split(sources, holdout)
+    names = {source.name for source in held_out}
+    numbers = torch.tensor([video.video for video in used if video.path in names])
+    held = torch.isin(cache.index[:, 0], numbers)
+    rows = torch.arange(len(cache))
+    return rows[~held], rows[held]
