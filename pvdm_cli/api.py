@@ -4,11 +4,13 @@
 >>> model = api.load_model("demo")
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
+from pvdm_cli.config import load_config
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
 from pvdm_cli.data.catalog import find_videos
@@ -21,6 +23,9 @@ from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Model, load_model
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.rollout import Sampling, Steps
+from pvdm_cli.runs import run_training
+from pvdm_cli.training.loop import TrainResult
+from pvdm_cli.video.synthetic import write_skies
 
 __all__ = [
     "Conversion",
@@ -29,14 +34,17 @@ __all__ = [
     "EncodeResult",
     "Model",
     "SampleResult",
+    "TrainResult",
     "convert",
     "decode",
     "describe",
+    "draw_skies",
     "encode",
     "environment",
     "export_published",
     "load_model",
     "sample",
+    "train",
 ]
 
 
@@ -146,3 +154,46 @@ def sample(
     origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
     found = load_model(model, device, checkpoint)
     return generate(found, Path(out), request, origin=origin, reporter=reporter)
+
+
+def train(
+    preset: str,
+    out: Path,
+    *,
+    data: Path | None = None,
+    cache: Path | None = None,
+    autoencoder: str | None = None,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """Train the stage a preset describes; see `runs.run_training`."""
+    return run_training(
+        load_config(preset, overrides),
+        out,
+        data=data,
+        cache=cache,
+        autoencoder=autoencoder,
+        device=device,
+        overwrite=overwrite,
+        provenance={"preset": preset, "overrides": list(overrides)},
+        reporter=reporter,
+        stop=stop,
+    )
+
+
+def draw_skies(
+    out: Path,
+    *,
+    num: int = 100,
+    frames: int = 64,
+    size: int = 64,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
+) -> list[Path]:
+    """Write procedural sky time-lapses as mp4; see `video.synthetic`."""
+    return write_skies(
+        out, num, frames=frames, seed=seed, height=size, width=size, reporter=reporter
+    )

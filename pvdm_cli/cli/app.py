@@ -13,23 +13,29 @@ from typing import Annotated, NoReturn
 import typer
 
 from pvdm_cli.cli import options, render
+from pvdm_cli.cli.convert import convert
+from pvdm_cli.cli.data import sky
 from pvdm_cli.cli.decode import decode
 from pvdm_cli.cli.encode import encode
 from pvdm_cli.cli.env import env
 from pvdm_cli.cli.info import info
 from pvdm_cli.cli.presets import cat, cp, ls
 from pvdm_cli.cli.sample import sample
+from pvdm_cli.cli.train import train
 from pvdm_cli.errors import PvdmError
 
 # In the order of --help.
 COMMANDS: tuple[Callable[..., None], ...] = (
     sample,
+    train,
     encode,
     decode,
+    convert,
     info,
     env,
 )
 GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
+    "data": ("Draw practice videos.", (sky,)),
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
 }
 

@@ -208,7 +208,16 @@ class Denoiser(nn.Module):
         self.latent = config.latent
         self.groups = group_planes(self.latent)
         self._build(config.denoiser, self.latent.c)
-        # Convolutions read channels-last features; weights in that format need no reordering.
+        self._reorder_weights()
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            lambda module, _: module._reorder_weights()
+        )
+
+    def _reorder_weights(self) -> None:
+        """Keep weights as convolutions read them beside channels-last features.
+
+        Loading by assignment brings them in another order, so this runs after loading too.
+        """
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
 
     def _build(self, config: DenoiserConfig, latent_channels: int) -> None:

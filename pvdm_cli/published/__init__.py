@@ -1,0 +1,1 @@
+"""Weights of the published implementation: names and shapes both ways, sizes, files."""
