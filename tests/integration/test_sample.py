@@ -10,57 +10,25 @@ import av
 import numpy as np
 import pytest
 import torch
+from tiny import CONFIG, tiny_model
 from typer.testing import CliRunner
 
 from pvdm_cli import api, generation
 from pvdm_cli.cli.app import app
-from pvdm_cli.config import (
-    AutoencoderConfig,
-    ClipConfig,
-    DenoiserConfig,
-    DiffusionConfig,
-    ModelConfig,
-)
 from pvdm_cli.errors import PvdmError
-from pvdm_cli.model import Model, save_model
-from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.model import save_model
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import Silent
 from pvdm_cli.video import read, write
 
-CONFIG = ModelConfig(
-    clip=ClipConfig(frames=4, height=16, width=24),
-    autoencoder=AutoencoderConfig(
-        patch=8, width=16, depth=1, num_heads=2, head_dim=8, projection_depth=1, projection_mlp=16
-    ),
-    denoiser=DenoiserConfig(
-        base_channels=32,
-        channel_multipliers=(1,),
-        num_res_blocks=1,
-        attention_downsamplings=(1,),
-        num_heads=2,
-    ),
-    diffusion=DiffusionConfig(num_timesteps=20),
-)
 QUICK = {"frames": 10, "steps": "4/2", "device": "cpu"}  # 3 clips, the last one cut
-
-
-def make_model(*, fps: float | None = 7.0, with_denoiser: bool = True) -> Model:
-    """Tiny networks with weights whose videos move."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        autoencoder = Autoencoder(CONFIG).eval().requires_grad_(False)
-        denoiser = Denoiser(CONFIG).eval().requires_grad_(False)
-        for parameter in [*denoiser.parameters(), autoencoder.to_pixels.weight]:
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return Model(CONFIG, autoencoder, denoiser if with_denoiser else None, fps=fps)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model."""
     path = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(make_model(), path)
+    save_model(tiny_model(), path)
     return path
 
 
@@ -164,7 +132,7 @@ def test_other_settings_are_refused_by_name_and_overwrite_replaces(
 
 def test_another_model_is_another_setting(model: Path, tmp_path: Path) -> None:
     api.sample(model, tmp_path / "out", **QUICK)
-    other = make_model()
+    other = tiny_model()
     assert other.denoiser is not None
     next(other.denoiser.parameters()).add_(0.01)
     save_model(other, tmp_path / "other")
@@ -254,7 +222,7 @@ def test_impossible_options_are_one_sentence_and_leave_no_folder(
 
 
 def test_a_model_without_a_frame_rate_asks_for_one(tmp_path: Path) -> None:
-    save_model(make_model(fps=None), tmp_path / "model")
+    save_model(tiny_model(fps=None), tmp_path / "model")
     with pytest.raises(PvdmError, match="give one with --fps"):
         api.sample(tmp_path / "model", tmp_path / "out", **QUICK)
     result = api.sample(tmp_path / "model", tmp_path / "out", fps=12.5, **QUICK)
@@ -262,7 +230,7 @@ def test_a_model_without_a_frame_rate_asks_for_one(tmp_path: Path) -> None:
 
 
 def test_an_autoencoder_alone_cannot_be_sampled_and_says_why(tmp_path: Path) -> None:
-    save_model(make_model(with_denoiser=False), tmp_path / "model")
+    save_model(tiny_model(with_denoiser=False), tmp_path / "model")
     with pytest.raises(PvdmError, match="autoencoder only"):
         api.sample(tmp_path / "model", tmp_path / "out", **QUICK)
 

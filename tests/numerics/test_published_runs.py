@@ -1,18 +1,17 @@
 """Whole sampling runs, one ancestral step and the loss, as the published implementation has them.
 
 The reference holds what the published code returned for weights and inputs that are seeded by
-their names; its README gives the recipe that `seeded` and `weight` follow.
+their names (`recipe`).
 """
 
 import json
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from recipe import relative_error, seeded_input, seeded_state
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,28 +37,9 @@ SCHEDULE = Schedule.from_config(DiffusionConfig())
 T = torch.tensor([17, 803])
 
 
-def seeded(key: str, shape: tuple[int, ...], salt: str) -> Tensor:
-    """A tensor that follows from its name."""
-    source = np.random.RandomState(zlib.crc32(f"{salt}:{key}".encode()))
-    return torch.from_numpy(source.standard_normal(shape).astype(np.float32))
-
-
 def given(name: str, *shape: int) -> Tensor:
     """An input of the reference."""
-    return seeded(f"input.{name}", shape, "pvdm-public")
-
-
-def weight(key: str, shape: tuple[int, ...]) -> Tensor:
-    """A weight of the reference."""
-    noise = seeded(key, shape, "pvdm-public/unet")
-    if len(shape) == 1:
-        return 1 + 0.1 * noise if key.endswith("weight") else 0.1 * noise
-    return noise / math.sqrt(math.prod(shape[1:]))
-
-
-def off(found: Tensor, expected: Tensor) -> float:
-    """Relative L2 error."""
-    return ((found - expected).norm() / expected.norm()).item()
+    return seeded_input(name, shape)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +57,8 @@ def denoiser(meta: dict[str, Any]) -> Denoiser:
     """The reference's U-Net."""
     with torch.device("meta"):
         network = Denoiser(CONFIG)
-    state = {
-        key: weight(key, tuple(shape))
-        for key, shape in meta["unet_keys"].items()
-        if not is_buffer(key)
-    }
+    shapes = {key: tuple(shape) for key, shape in meta["unet_keys"].items() if not is_buffer(key)}
+    state = seeded_state(shapes, "denoiser")
     assign_weights(network, from_published(state, network, where="reference"), where="reference")
     return network.requires_grad_(False).eval()
 
@@ -92,7 +69,7 @@ def test_ten_ddim_steps_with_a_prefix(denoiser: Denoiser, vectors: dict[str, Ten
         lambda z_t, t: denoiser(z_t, t, prefix), given("start", 1, 4, 2048), SCHEDULE,
         num_steps=10, eta=0.0,
     )  # fmt: skip
-    assert off(found, vectors["ddim10_eta0.cond"]) < 1e-3
+    assert relative_error(found, vectors["ddim10_eta0.cond"]) < 1e-3
 
 
 def test_the_first_three_of_ten_ddim_steps_without_a_prefix(
@@ -106,7 +83,7 @@ def test_the_first_three_of_ten_ddim_steps_without_a_prefix(
         return denoiser(z_t, t) if len(seen) < 4 else z_t
 
     ddim_sample(predict, given("start", 1, 4, 2048), SCHEDULE, num_steps=10, eta=0.0)
-    assert off(seen[3], vectors["ddim10_eta0.uncond_after3"]) < 1e-3
+    assert relative_error(seen[3], vectors["ddim10_eta0.uncond_after3"]) < 1e-3
 
 
 def test_ten_noisy_ddim_steps_without_a_prefix(
@@ -116,7 +93,7 @@ def test_ten_noisy_ddim_steps_without_a_prefix(
         lambda z_t, t: denoiser(z_t, t), given("start", 1, 4, 2048), SCHEDULE,
         num_steps=10, eta=1.0, draw=lambda k: given(f"noise{k}", 1, 4, 2048),
     )  # fmt: skip
-    assert off(found, vectors["ddim10_eta1.uncond"]) < 1e-3
+    assert relative_error(found, vectors["ddim10_eta1.uncond"]) < 1e-3
 
 
 def test_one_ancestral_step(denoiser: Denoiser, vectors: dict[str, Tensor]) -> None:
@@ -127,7 +104,7 @@ def test_one_ancestral_step(denoiser: Denoiser, vectors: dict[str, Tensor]) -> N
         step = steps[t]
         z0 = x0_from("eps", eps[i], z_t[i], step.signal, step.noise).clamp(-1, 1)
         mean = posterior_mean(step, z0, z_t[i])
-        assert off(mean, vectors["ddpm.posterior_mean"][i]) < 1e-4
+        assert relative_error(mean, vectors["ddpm.posterior_mean"][i]) < 1e-4
         logvar = vectors["ddpm.posterior_logvar"][i].item()
         assert 2 * math.log(step.posterior_std) == pytest.approx(logvar, abs=1e-4)
 

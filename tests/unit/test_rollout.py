@@ -4,38 +4,16 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tiny import CONFIG, tiny_model
 from torch import Tensor, nn
 
-from pvdm_cli.config import (
-    AutoencoderConfig,
-    ClipConfig,
-    DenoiserConfig,
-    DiffusionConfig,
-    ModelConfig,
-)
 from pvdm_cli.diffusion.samplers import ddim_sample, ddpm_sample
 from pvdm_cli.errors import ModelError, PvdmError
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
-from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.rollout import Sampling, Steps, predictor, rollout, rollout_latents
 from pvdm_cli.runtime import generator
-
-CONFIG = ModelConfig(
-    clip=ClipConfig(frames=4, height=16, width=24),
-    autoencoder=AutoencoderConfig(
-        patch=8, width=16, depth=1, num_heads=2, head_dim=8, projection_depth=1, projection_mlp=16
-    ),
-    denoiser=DenoiserConfig(
-        base_channels=32,
-        channel_multipliers=(1,),
-        num_res_blocks=1,
-        attention_downsamplings=(1,),
-        num_heads=2,
-    ),
-    diffusion=DiffusionConfig(num_timesteps=20),
-)
 
 
 class Call(NamedTuple):
@@ -64,15 +42,6 @@ def recorded() -> tuple[Model, Recorder]:
     denoiser = Recorder()
     autoencoder = Autoencoder(CONFIG).eval().requires_grad_(False)
     return Model(CONFIG, autoencoder, denoiser), denoiser  # type: ignore[arg-type]
-
-
-def real() -> Model:
-    """A model of tiny true networks whose zero-initialised layers are not zero."""
-    torch.manual_seed(0)
-    denoiser = Denoiser(CONFIG).eval().requires_grad_(False)
-    for parameter in denoiser.parameters():
-        parameter.add_(0.05 * torch.randn_like(parameter))
-    return Model(CONFIG, Autoencoder(CONFIG).eval().requires_grad_(False), denoiser)
 
 
 def generators(*numbers: int) -> list[torch.Generator]:
@@ -168,7 +137,7 @@ def test_guidance_mixes_with_weights_one_plus_w_and_minus_w() -> None:
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_a_video_is_the_same_in_any_batch(sampler: str) -> None:
-    model = real()
+    model = tiny_model()
     together = run(model, 2, 0, 1, 2, sampler=sampler)
     alone = run(model, 2, 1, sampler=sampler)
     for clips, clip in zip(together, alone, strict=True):
@@ -209,7 +178,7 @@ def test_a_given_prefix_is_continued_with_the_steps_of_following_clips() -> None
 
 
 def test_sampling_builds_no_graph() -> None:
-    model = real()
+    model = tiny_model()
     assert model.denoiser is not None
     model.denoiser.requires_grad_(True)
     (z0,) = run(model, 1, 0)
