@@ -16,13 +16,13 @@ from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
 from pvdm_cli.files import make_folder, write_text
-from pvdm_cli.model import Model, load_model
+from pvdm_cli.model import Model, list_checkpoints, load_model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import Reporter
 from pvdm_cli.rollout import Sampling, Steps, rollout
 from pvdm_cli.runtime import generator, resolve_device
-from pvdm_cli.training.autoencoder import AutoencoderStage
+from pvdm_cli.training.autoencoder import AutoencoderStage, refuse_untrainable
 from pvdm_cli.training.diffusion import DiffusionStage, check_cache
 from pvdm_cli.training.loop import Stage, TrainResult, train
 from pvdm_cli.video.pixels import to_uint8
@@ -68,6 +68,7 @@ def run_training(
         PvdmError: If something needed is missing or does not fit.
     """
     target = resolve_device(device)
+    refuse_untrainable(config)
     if config.training.precision == "fp16" and target.type == "cpu":
         raise ConfigError("training.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
     if config.stage == "autoencoder":
@@ -91,7 +92,7 @@ def _open_run(run: Path, config: RunConfig, *, overwrite: bool) -> None:
     kept = run / "config.yaml"
     if overwrite and kept.exists():
         shutil.rmtree(run)
-    if kept.exists():
+    if list_checkpoints(run) and kept.exists():
         before = parse_config(RunConfig, read_yaml(kept), where=str(kept))
         allowed = set(HARMLESS)
         if config.training.lr_schedule == "constant":
@@ -101,8 +102,10 @@ def _open_run(run: Path, config: RunConfig, *, overwrite: bool) -> None:
                 f"{run} was started with another {', '.join(keys)}; use its settings, another "
                 "--out, or --overwrite to start afresh"
             )
-    elif run.exists() and any(run.iterdir()):
-        raise ConfigError(f"{run} is not empty and holds no run (config.yaml); choose another --out")
+    elif run.exists() and any(run.iterdir()) and not kept.exists():
+        raise ConfigError(
+            f"{run} is not empty and holds no run (config.yaml); choose another --out"
+        )
     make_folder(run)
     write_text(kept, dump_yaml(config))
 
@@ -183,4 +186,6 @@ def _take_over(network: nn.Module, source: nn.Module, name: str) -> None:
         network.load_state_dict(source.state_dict())
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise ModelError(f"init={name}: its weights do not fit this configuration: {reason}") from None
+        raise ModelError(
+            f"init={name}: its weights do not fit this configuration: {reason}"
+        ) from None

@@ -27,9 +27,9 @@ from pvdm_cli.errors import PvdmError
 # In the order of --help.
 COMMANDS: tuple[Callable[..., None], ...] = (
     sample,
-    train,
     encode,
     decode,
+    train,
     convert,
     info,
     env,
@@ -40,8 +40,9 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
 }
 
 EXAMPLES = """
+pvdm sample --frames 128
+pvdm encode videos --autoencoder demo --out cache
 pvdm presets ls
-pvdm info demo
 """
 
 

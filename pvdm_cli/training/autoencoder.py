@@ -24,6 +24,24 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1).clamp(min=1e-10))
 
 
+def refuse_untrainable(config: RunConfig) -> None:
+    """Refuse what this version cannot train, before any data is read.
+
+    Raises:
+        ConfigError: For the adversarial phase and for the perceptual loss.
+    """
+    if config.adversarial is not None:
+        raise ConfigError(
+            "the adversarial phase cannot be trained by this version yet; "
+            "use the preset without it (`pvdm presets ls`)"
+        )
+    if config.loss.lpips:
+        raise ConfigError(
+            f"loss.lpips={config.loss.lpips:g}: the perceptual loss cannot be computed by "
+            "this version yet; add loss.lpips=0 to train without it"
+        )
+
+
 class AutoencoderStage:
     """Reconstruction training on clips."""
 
@@ -37,16 +55,6 @@ class AutoencoderStage:
         held_out: Clips | None,
         show: ShowVideos,
     ) -> None:
-        if config.adversarial is not None:
-            raise ConfigError(
-                "the adversarial phase cannot be trained by this version yet; "
-                "use the preset without it (`pvdm presets ls`)"
-            )
-        if config.loss.lpips:
-            raise ConfigError(
-                f"loss.lpips={config.loss.lpips:g}: the perceptual loss cannot be computed by "
-                "this version yet; add loss.lpips=0 to train without it"
-            )
         self.config, self.network, self.train, self.show = config, network, train, show
         self.held_out = held_out
         self.device = next(network.parameters()).device

@@ -157,7 +157,7 @@ def test_a_damaged_model_is_named_with_what_is_wrong(
     assert said in refusal(*words[command])
 
 
-TRAIN = ("train", "ucf101/autoencoder")
+TRAIN = ("train", "ucf101/autoencoder", "training.precision=fp32")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_train_says_that_the_adversarial_phase_cannot_be_trained_yet(
     refusal: Refusal, videos: Path, tmp_path: Path
 ) -> None:
     words = ("train", "ucf101/adversarial", "--data", videos, "--out", tmp_path / "run")
-    assert "adversarial" in refusal(*words, "loss.lpips=0")
+    assert "adversarial" in refusal(*words, "loss.lpips=0", "training.precision=fp32")
 
 
 def test_train_says_what_it_still_needs(refusal: Refusal, tmp_path: Path) -> None:
@@ -207,6 +207,14 @@ def test_train_names_data_that_is_not_there_or_empty(refusal: Refusal, tmp_path:
     for data in (tmp_path / "nowhere", tmp_path):
         said = refusal(*TRAIN, "--data", data, "--out", tmp_path / "run", "loss.lpips=0")
         assert str(data) in said
+
+
+def test_a_run_that_never_saved_may_be_started_again_with_other_settings(
+    refusal: Refusal, tmp_path: Path
+) -> None:
+    words = (*TRAIN, "--data", tmp_path / "nowhere", "--out", tmp_path / "run", "loss.lpips=0")
+    for seed in (1, 2):
+        assert "nowhere" in refusal(*words, f"training.seed={seed}")
 
 
 def test_train_says_that_a_place_cannot_be_written(
