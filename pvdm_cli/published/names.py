@@ -190,11 +190,12 @@ def to_published(
     weights: Mapping[str, Tensor], network: Autoencoder | Denoiser, config: ModelConfig
 ) -> dict[str, Tensor]:
     """Turn our state dict into a published one, with its buffers."""
-    state = {
-        entry.published: weights[entry.ours][entry.start : entry.stop].reshape(entry.shape).clone()
-        for entry in entries(network)
-    }
-    return {**state, **buffers(network, config)}
+    state = {}
+    for entry in entries(network):
+        rows = weights[entry.ours][entry.start : entry.stop].reshape(entry.shape)
+        # A copy of its own: a view would drag the whole film layer into the file.
+        state[entry.published] = rows.clone(memory_format=torch.contiguous_format)
+    return state | buffers(network, config)
 
 
 def is_buffer(key: str) -> bool:

@@ -211,11 +211,9 @@ def infer(
         _check_agreement(facts, told)
         facts = told | facts
     values, changes = _settle(values, explicit, facts)
-    run = parse_config(RunConfig, values, where=preset)
-    parts = run.model().model_dump()
-    if denoiser is None:
-        parts |= {"denoiser": None, "diffusion": None}
-    return Inferred(ModelConfig.model_validate(parts), changes)
+    if denoiser is None:  # an autoencoder alone need not fit the U-Net of a diffusion preset
+        values |= {"stage": "autoencoder", "denoiser": None, "diffusion": None}
+    return Inferred(parse_config(RunConfig, values, where=preset).model(), changes)
 
 
 def _check_agreement(one: Facts, two: Facts) -> None:
@@ -237,14 +235,14 @@ def _settle(
     for dotted, fact in facts.items():
         section, key = dotted.split(".")
         given = _plain(_section(values, section), key, facts)
-        if given == fact.value:
-            continue
         if key in _section(explicit, section):
+            if given == fact.value:
+                continue
             raise ModelError(
                 f"{dotted}={_shown(given)} contradicts the weights, which mean "
                 f"{_shown(fact.value)} ({fact.told_by})"
             )
-        if given is not None:
+        if given not in (None, fact.value):
             changes.append(f"{dotted} is {_shown(fact.value)} ({_shown(given)} in the preset)")
         settled[section] = {**_section(settled, section), key: fact.value}
     return settled, changes
