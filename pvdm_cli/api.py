@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from pvdm_cli.config import load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
-from pvdm_cli.config import load_config
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
 from pvdm_cli.data.catalog import find_videos
@@ -18,7 +18,7 @@ from pvdm_cli.decoding import DecodeResult, decode_cache
 from pvdm_cli.describe import Description, describe
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
-from pvdm_cli.errors import DataError
+from pvdm_cli.errors import DataError, ModelError
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Model, load_model
 from pvdm_cli.progress import SILENT, Reporter
@@ -104,8 +104,14 @@ def decode(
     named = autoencoder or opened.manifest.autoencoder
     if named is None:
         raise DataError(f"cache {cache} does not say which model made it: give --autoencoder")
+    try:
+        model = load_model(named, device)
+    except ModelError as error:
+        if autoencoder:
+            raise
+        raise ModelError(f"{error}; it made {cache}: say where it is by --autoencoder") from error
     return decode_cache(
-        load_model(named, device),
+        model,
         opened,
         out,
         format=format,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pvdm_cli.config import parse_config
 from pvdm_cli.data.cache_format import Identity, Skipped, VideoRow
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, CacheWriter, Plan, Stamp
 from pvdm_cli.data.catalog import Source
@@ -121,8 +122,13 @@ def identity_of(
     precision: str = "fp32",
     keep_partial: bool = False,
 ) -> Identity:
-    """What all clips of a cache made by this model share."""
-    return Identity.model_validate(
+    """What all clips of a cache made by this model share.
+
+    Raises:
+        ConfigError: If the window stride is below 1 or the precision unknown.
+    """
+    return parse_config(
+        Identity,
         {
             "fingerprint": model.fingerprint,
             "clip": model.config.clip,
@@ -131,7 +137,8 @@ def identity_of(
             "window_stride": model.config.clip.frames if window_stride is None else window_stride,
             "precision": precision,
             "keep_partial": keep_partial,
-        }
+        },
+        where="encode",
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pvdm_cli import decoding
+from pvdm_cli import api, decoding
 from pvdm_cli.cli.app import app
 from pvdm_cli.config import AutoencoderConfig, ClipConfig, ModelConfig
 from pvdm_cli.data.cache import Cache
@@ -21,7 +21,7 @@ from pvdm_cli.data.cache_format import VideoRow
 from pvdm_cli.data.catalog import Source, find_videos
 from pvdm_cli.data.feed import Clip, Ended, Failed, Job, clips_of, feed
 from pvdm_cli.encoding import encode_clips, encode_videos, identity_of
-from pvdm_cli.errors import DataError, PvdmError, VideoError
+from pvdm_cli.errors import ConfigError, DataError, ModelError, PvdmError, VideoError
 from pvdm_cli.model import Model, save_model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.progress import Silent
@@ -379,3 +379,22 @@ def test_the_commands_round_trip_and_refuse_in_one_sentence(
         failed = run(app, arguments)
         assert isinstance(failed.exception, PvdmError), arguments
         assert said in str(failed.exception)
+
+
+def test_a_model_that_has_moved_is_asked_for(
+    model: Model, skies: list[Source], tmp_path: Path
+) -> None:
+    encode_videos(model, skies[:1], tmp_path / "c", hints=("moved/away", "videos"))
+    with pytest.raises(ModelError, match=r"moved/away.*--autoencoder"):
+        api.decode(tmp_path / "c", tmp_path / "out")
+    encode_videos(model, skies[:1], tmp_path / "d")
+    with pytest.raises(DataError, match="give --autoencoder"):
+        api.decode(tmp_path / "d", tmp_path / "out")
+
+
+def test_impossible_settings_are_refused(model: Model, skies: list[Source], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="window_stride=0"):
+        encode_videos(model, skies, tmp_path / "c", window_stride=0)
+    with pytest.raises(ConfigError, match="precision='fp8'"):
+        encode_videos(model, skies, tmp_path / "c", precision="fp8")
+    assert not (tmp_path / "c").exists()

@@ -287,8 +287,9 @@ def test_other_videos_a_foreign_folder_and_a_second_writer_are_refused(tmp_path:
     encode(tmp_path / "c")
     with pytest.raises(DataError, match="of other videos"):
         encode(tmp_path / "c", [Stamp("z.mp4", 1, 1)])
-    with only_writer(tmp_path / "c"), pytest.raises(DataError, match="another process"):
-        encode(tmp_path / "c")
+    for action in (encode, discard_cache):
+        with only_writer(tmp_path / "c"), pytest.raises(DataError, match="another process"):
+            action(tmp_path / "c")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(DataError, match="neither empty nor a cache"):
