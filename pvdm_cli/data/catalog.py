@@ -61,14 +61,11 @@ def split(sources: Sequence[Source], holdout: float) -> tuple[list[Source], list
     """
     if holdout <= 0 or len(sources) < 2:
         return list(sources), []
-    rank = {source: _unit_hash(source.name) for source in sources}
-    threshold = max(holdout, min(rank.values()) + 2**-60)  # at least the smallest is held out
-    train = [source for source in sources if rank[source] >= threshold]
-    held_out = [source for source in sources if rank[source] < threshold]
-    if not train:
-        train = [max(held_out, key=lambda source: rank[source])]
-        held_out.remove(train[0])
-    return train, held_out
+    by_hash = sorted(sources, key=lambda source: _unit_hash(source.name))
+    below = sum(_unit_hash(source.name) < holdout for source in by_hash)
+    chosen = set(by_hash[: min(max(below, 1), len(by_hash) - 1)])
+    train = [source for source in sources if source not in chosen]
+    return train, [source for source in sources if source in chosen]
 
 
 def _walk(root: Path) -> list[Source]:

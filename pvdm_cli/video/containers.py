@@ -156,15 +156,39 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
 
 
 def _expect_whole(container: InputContainer, stream: VideoStream, path: Path, number: int) -> None:
-    """Refuse an mp4 or mov whose index points past the end of the file."""
-    if not container.format.name.startswith("mov"):
+    """Refuse a file that by its own account is longer: FFmpeg takes a missing end for the end."""
+    name = container.format.name
+    if name.startswith("mov"):
+        end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    elif name.startswith("matroska"):
+        end = _matroska_end(path)
+    else:
         return
-    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     size = path.stat().st_size
     if end > size:
-        raise VideoError(
-            f"{path}: truncated after {number} frames ({size} bytes; its index goes to {end})"
-        )
+        raise VideoError(f"{path}: truncated after {number} frames ({size} of {end} bytes)")
+
+
+def _matroska_end(path: Path) -> int:
+    """Return where the segment of an mkv or webm ends, 0 if it does not say (live recordings).
+
+    The file is two elements, header and segment: each an identifier of 4 bytes, a size whose
+    leading zero bits tell how many bytes it has, and so many bytes of content.
+    """
+    end = 0
+    with path.open("rb") as file:
+        for _ in range(2):
+            file.seek(end + 4)
+            first = file.read(1)
+            if not first or not first[0]:
+                return 0
+            extra = 8 - first[0].bit_length()
+            value = int.from_bytes(first + file.read(extra), "big")
+            length = value & ((1 << 7 * (extra + 1)) - 1)
+            if length == (1 << 7 * (extra + 1)) - 1:  # "unknown"
+                return 0
+            end = file.tell() + length
+    return end
 
 
 def _upright_rgb(frame: VideoFrame, reformatter: VideoReformatter, path: Path) -> NDArray[np.uint8]:

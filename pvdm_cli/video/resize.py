@@ -61,9 +61,10 @@ def fit(frame: Frame, geometry: Geometry) -> Frame:
     """Crop and resize one frame to [geometry.height, geometry.width, 3]."""
     box = centre_crop(frame.shape[0], frame.shape[1], geometry)
     cut = frame[box.top : box.top + box.height, box.left : box.left + box.width]
+    cut = np.require(cut, requirements=["C", "W"])  # torch takes no read-only arrays
     if cut.shape[:2] == (geometry.height, geometry.width):
-        return np.ascontiguousarray(cut)
-    return RESIZERS[geometry.resize](np.ascontiguousarray(cut), geometry)
+        return cut
+    return RESIZERS[geometry.resize](cut, geometry)
 
 
 def _bilinear(frame: Frame, geometry: Geometry) -> Frame:

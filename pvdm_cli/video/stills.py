@@ -1,4 +1,4 @@
-"""Animated gif and webp files and folders of frames, through imageio: RGB frames, one at a time."""
+"""Animated gif and webp files and folders of frames, through Pillow: RGB frames, one at a time."""
 
 import re
 import struct
@@ -8,10 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 
 from pvdm_cli.errors import VideoError
 
@@ -70,9 +69,9 @@ def animation_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
     Raises:
         VideoError: If it cannot be read.
     """
-    with _readable(path), iio.imopen(path, "r", plugin="pillow") as file:
-        for pixels in file.iter():
-            yield to_rgb(pixels)
+    with _readable(path), Image.open(path) as image:
+        for frame in ImageSequence.Iterator(image):
+            yield to_rgb(np.asarray(frame.convert("RGBA")))
 
 
 def folder_frames(folder: Path) -> Iterator[NDArray[np.uint8]]:
@@ -94,26 +93,22 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         VideoError: If it is broken.
     """
-    # A CMYK jpeg would come as four channels, which look like RGB with alpha.
-    options: dict[str, Any] = {"mode": "RGB"} if path.suffix.lower() in {".jpg", ".jpeg"} else {}
-    with _readable(path):
-        return to_rgb(iio.imread(path, plugin="pillow", rotate=True, **options))
+    with _readable(path), Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "I":  # how some versions of Pillow open 16-bit grey
+            return to_rgb(np.asarray(upright).clip(0, 65535).astype(np.uint16))
+        if upright.mode not in {"L", "RGB", "I;16"}:
+            upright = upright.convert("RGBA")
+        return to_rgb(np.asarray(upright))
 
 
 def to_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Turn grey, grey + alpha, RGB or RGBA of 1, 8 or 16 bits into uint8 [H, W, 3]."""
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8) * 255
-    elif pixels.dtype == np.uint16:
+    """Turn grey [H, W], RGB or RGBA [H, W, c] of 8 or 16 bits into uint8 [H, W, 3]."""
+    if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    elif pixels.dtype != np.uint8:
-        raise ValueError(f"pixels of type {pixels.dtype} are not supported")
     if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    channels = pixels.shape[-1]
-    if channels in (2, 4):
-        pixels = flatten_alpha(pixels)
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+        return np.repeat(pixels[..., None], 3, axis=-1)
+    return flatten_alpha(pixels) if pixels.shape[-1] == 4 else pixels
 
 
 def flatten_alpha(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -130,5 +125,6 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except BROKEN_IMAGE as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        said = isinstance(error, OSError | ValueError | SyntaxError)
+        reason = getattr(error, "strerror", None) or (str(error) if said else "damaged data")
         raise VideoError(f"{path}: not a readable image ({' '.join(reason.split())})") from error

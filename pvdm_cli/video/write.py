@@ -1,7 +1,7 @@
 """Videos out: mp4, gif, webp, npz, or a folder of png frames; whole at their name, or not there.
 
-mp4, png and npz leave frame by frame, so memory does not grow with length; gif and webp hold
-their frames until the end, because one palette (or one encoder call) must see them all.
+Frames leave one by one, so memory does not grow with length; only gif holds its frames until the
+end, because one palette must see them all.
 """
 
 import math
@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,7 +174,11 @@ def _mp4(path: Path, spec: Spec) -> Iterator[Sink]:
     Hybrid fragmented: what a killed process leaves behind can be played, and a finished file is
     an ordinary mp4.
     """
-    options = {"movflags": "hybrid_fragmented+negative_cts_offsets", "frag_duration": "1000000"}
+    options = {
+        "movflags": "hybrid_fragmented+negative_cts_offsets",  # the latter: begin at time 0
+        "frag_duration": "500000",  # microseconds
+        "flush_packets": "1",
+    }
     with av.open(path, "w", format="mp4", container_options=options) as container:
         crf = min(51, max(1, round((100 - spec.quality) * 0.9)))  # crf 0 is a profile few play
         stream = container.add_stream("libx264", rate=spec.rate, options={"crf": str(crf)})
@@ -256,20 +259,45 @@ def _gif_time(number: int, rate: Fraction) -> int:
 
 @contextmanager
 def _webp(path: Path, spec: Spec) -> Iterator[Sink]:
-    """Write an animated webp."""
-    frames: list[Frame] = []
-    yield frames.append
-    if frames:
-        edges = [round(number * 1000 / spec.rate) for number in range(len(frames) + 1)]  # ms
-        iio.imwrite(
-            path,
-            np.stack(frames),
-            plugin="pillow",
-            extension=".webp",
-            duration=[after - before for before, after in pairwise(edges)],
-            loop=0,
-            quality=spec.quality,
-        )
+    """Write an animated webp out of single pictures.
+
+    libwebp's own animation encoder would drop frames that hardly differ from the one before.
+    """
+    number = 0
+
+    def milliseconds(frame: int) -> int:
+        return round(1000 * frame / spec.rate)
+
+    with path.open("w+b") as file:
+        size = _u24(spec.width - 1) + _u24(spec.height - 1)
+        file.write(b"RIFF\0\0\0\0WEBP")  # the size is filled in at the end
+        file.write(_chunk(b"VP8X", b"\x02\0\0\0" + size))  # animated
+        file.write(_chunk(b"ANIM", b"\xff\xff\xff\xff" + b"\0\0"))  # on white, for ever
+
+        def sink(frame: Frame) -> None:
+            nonlocal number
+            still = iio.imwrite(
+                "<bytes>", frame, plugin="pillow", extension=".webp", quality=spec.quality
+            )
+            duration = milliseconds(number + 1) - milliseconds(number)
+            where = _u24(0) + _u24(0) + size + _u24(duration) + b"\x02"  # replaces the last one
+            file.write(_chunk(b"ANMF", where + still[12:]))  # without RIFF, size, WEBP
+            number += 1
+
+        yield sink
+        length = file.tell() - 8
+        file.seek(4)
+        file.write(length.to_bytes(4, "little"))
+
+
+def _u24(value: int) -> bytes:
+    """Return three bytes, least first."""
+    return value.to_bytes(3, "little")
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    """Return a RIFF chunk, padded to an even length."""
+    return name + len(content).to_bytes(4, "little") + content + b"\0" * (len(content) % 2)
 
 
 @contextmanager
