@@ -117,7 +117,7 @@ def main() -> None:
     """Run the command line; say an expected failure once, in one line, and exit with 1."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        app(prog_name="pvdm")
     except PvdmError as error:
         if options.debug_asked():
             raise

@@ -72,7 +72,7 @@ def test_help_costs_less_than_400_ms_of_processor_time() -> None:
 
 
 def test_an_interrupt_exits_130(pvdm: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
+    def interrupted(prog_name: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(app, "app", interrupted)
@@ -82,7 +82,7 @@ def test_an_interrupt_exits_130(pvdm: Call, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_termination_unwinds_and_exits_143(pvdm: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     unwound = []
 
-    def terminated() -> None:
+    def terminated(prog_name: str) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             signal.sigtimedwait([], 1)  # gives Python the chance to run its handler
@@ -97,7 +97,7 @@ def test_a_termination_unwinds_and_exits_143(pvdm: Call, monkeypatch: pytest.Mon
 def test_a_message_with_brackets_is_printed_whole(
     refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail(prog_name: str) -> None:
         raise PvdmError("z has shape [b, c, n] and [red]this[/red]")
 
     monkeypatch.setattr(app, "app", fail)
