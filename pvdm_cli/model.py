@@ -170,7 +170,9 @@ def read_card(folder: Path) -> dict[str, Any]:
     if not isinstance(card, dict) or not {"format", "config", "files"} <= card.keys():
         raise ModelError(f"{path}: not a model description; copy the model again")
     if card["format"] != FORMAT:
-        raise ModelError(f"{path}: format {card['format']}, this version reads {FORMAT}; update pvdm")
+        raise ModelError(
+            f"{path}: format {card['format']}, this version reads {FORMAT}; update pvdm"
+        )
     return card
 
 
@@ -180,7 +182,7 @@ def _network(
     """Build a network and fill it from a checked weight file; float32, eval mode, no gradients."""
     weights = read_weights(path, card["files"][path.name])
     with torch.device("meta"):
-        network = kind(config)  # type: ignore[call-arg]
+        network = kind(config)
     assign_weights(network, weights, where=str(path))
     return network.requires_grad_(False).eval()
 
@@ -295,6 +297,6 @@ def _from_hub(name: str) -> Path:
     patterns = ["model.json", "*.safetensors"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # noqa: BLE001  (the hub raises many kinds, all meaning: not had)
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"hf:{name}: could not be downloaded ({reason})") from error

@@ -31,7 +31,10 @@ from pvdm_cli.video.write import grid, write_video
 # Keys that may change between one start of a run and the next: they do not change what is learned.
 HARMLESS = {
     f"training.{key}"
-    for key in "log_every validate_every sample_every checkpoint_every keep_last keep_every".split()
+    for key in (
+        *("log_every", "validate_every", "sample_every", "checkpoint_every"),
+        *("keep_last", "keep_every"),
+    )
 } | {"data.memory_gb", "data.num_workers"}
 
 SHOWN = Sampling(steps=Steps(50, 50), eta=0.0)  # videos drawn during training
@@ -172,7 +175,7 @@ def _diffusion_stage(
 def _seeded(seed: int) -> Iterator[None]:
     """Let a seed alone fix the initial weights of networks built inside."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
 
 

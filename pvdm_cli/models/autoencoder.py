@@ -40,6 +40,14 @@ class ProjectionBlock(nn.Module):
         )
         self.feed_forward = FeedForward(config.width, config.projection_mlp, gated=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Map sequences [n, l, e] to sequences [n, l, e]."""
+        return self.feed_forward(self.attention(x))
+
+    def read_first(self, x: Tensor) -> Tensor:
+        """Compute position 0 alone: [n, l, e] -> [n, 1, e]."""
+        return self.feed_forward(self.attention.read_first(x))
+
 
 class Projection(nn.Module):
     """Squeeze one axis of length l to a single latent vector (Sec. 3.2, f_s, f_h, f_w).
@@ -52,9 +60,7 @@ class Projection(nn.Module):
         super().__init__()
         self.token = nn.Parameter(torch.randn(config.width))
         self.positions = nn.Parameter(torch.randn(length + 1, config.width))
-        self.blocks = nn.ModuleList(
-            ProjectionBlock(config) for _ in range(config.projection_depth)
-        )
+        self.blocks = nn.ModuleList(ProjectionBlock(config) for _ in range(config.projection_depth))
         self.to_latent = nn.Linear(config.width, config.latent_channels)
 
     def forward(self, u: Tensor) -> Tensor:
@@ -62,10 +68,10 @@ class Projection(nn.Module):
         token = self.token.expand(u.shape[0], 1, -1)
         x = torch.cat([u, token], dim=1) + self.positions
         for block in self.blocks[:-1]:
-            x = block.feed_forward(block.attention(x))
+            x = block(x)
         last = self.blocks[-1]
-        first = last.feed_forward(last.attention.read_first(x))
-        return torch.tanh(self.to_latent(first[:, 0]))
+        assert isinstance(last, ProjectionBlock)
+        return torch.tanh(self.to_latent(last.read_first(x)[:, 0]))
 
 
 class Autoencoder(nn.Module):
@@ -100,7 +106,7 @@ class Autoencoder(nn.Module):
         if tuple(x.shape[1:]) != expected:
             raise ValueError(f"clips of shape {tuple(x.shape[1:])}, expected {expected}")
         u = self.encoder(x)
-        b, s, h, w, _ = u.shape
+        b, s, h, _, _ = u.shape
         hw = self.projections["hw"](rearrange(u, "b s h w e -> (b h w) s e"))
         sw = self.projections["sw"](rearrange(u, "b s h w e -> (b s w) h e"))
         sh = self.projections["sh"](rearrange(u, "b s h w e -> (b s h) w e"))

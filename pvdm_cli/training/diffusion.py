@@ -116,9 +116,7 @@ class DiffusionStage:
             self.diffusion.objective,
         )
 
-    def _batch(
-        self, rows: Tensor, key: tuple[int, ...], prefix_prob: float | None = None
-    ) -> Batch:
+    def _batch(self, rows: Tensor, key: tuple[int, ...], prefix_prob: float | None = None) -> Batch:
         """Read rows and their predecessors, and draw t, noise and prefix coins by the key."""
         z0 = self.cache.read(rows, dtype=torch.float32)
         before = self.predecessor[rows]

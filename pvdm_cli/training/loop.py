@@ -5,7 +5,7 @@ Everything random is keyed by (seed, step, sample), so a resumed run equals an u
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,14 @@ class Stage(Protocol[BatchT]):
     """What differs between the autoencoder and the denoiser.
 
     Attributes:
-        network: The network in training, on its device.
-        weights_file: Its file in a model folder.
+        weights_file: The network's file in a model folder.
     """
 
-    network: nn.Module
     weights_file: str
+
+    @property
+    def network(self) -> nn.Module:
+        """The network in training, on its device."""
 
     def draw(self, step: int, micro: int) -> BatchT:
         """Draw the batch of an accumulation step; pure, called ahead of time from a thread."""
@@ -102,9 +104,7 @@ def train(
     published = network if average is None else average.module
     step, best = 0, dict[str, float]()
     if checkpoints := list_checkpoints(run):
-        state = load_checkpoint(
-            checkpoints[-1], network, optimizer, average, stage.weights_file
-        )
+        state = load_checkpoint(checkpoints[-1], network, optimizer, average, stage.weights_file)
         step = state["step"]
         scaler.load_state_dict(state["scaler"])
         reporter.say(f"continuing {run} from step {step}")
@@ -128,8 +128,8 @@ def train(
         rate = learning_rate(settings, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        terms = _accumulate(stage, batches, scaler, device, config)
-        norm = _update(network, optimizer, scaler, settings.grad_clip)
+        terms = accumulate(stage, batches, scaler, device, config)
+        norm = update(network, optimizer, scaler, settings.grad_clip)
         step += 1
         if average is not None and step % settings.ema_every == 0:
             average.update_parameters(network)
@@ -148,7 +148,8 @@ def train(
             if found:
                 best = metrics.validation(step, found)
                 reporter.say(f"step {step}: " + _line(found))
-        if settings.sample_every and step % settings.sample_every == 0 or step == settings.steps:
+        due = settings.sample_every and step % settings.sample_every == 0
+        if due or step == settings.steps:
             with torch.no_grad():
                 stage.sample(published, run / "samples" / f"step-{step:08d}")
         stopped = stop()
@@ -162,7 +163,7 @@ def train(
     return TrainResult(run, step, step >= settings.steps, seconds, metrics.last)
 
 
-def _ahead(stage: Stage[BatchT], step: int, config: RunConfig) -> Iterator[BatchT]:
+def _ahead(stage: Stage[BatchT], step: int, config: RunConfig) -> Generator[BatchT, None, None]:
     """Yield the batches from `step` on, each drawn in threads while the ones before are used."""
     settings = config.training
     workers = max(1, config.data.num_workers)
@@ -182,7 +183,7 @@ def _ahead(stage: Stage[BatchT], step: int, config: RunConfig) -> Iterator[Batch
             yield future.result()
 
 
-def _accumulate(
+def accumulate(
     stage: Stage[BatchT],
     batches: Iterator[BatchT],
     scaler: torch.amp.GradScaler,
@@ -204,7 +205,7 @@ def _accumulate(
     return totals
 
 
-def _update(
+def update(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,

@@ -9,6 +9,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from pvdm_cli.config import TrainingConfig
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with one fused update, at the configuration's settings."""
@@ -39,7 +41,7 @@ def make_average(network: nn.Module, config: TrainingConfig) -> AveragedModel | 
     if not config.ema_decay:
         return None
 
-    def update(average: list[Tensor], current: list[Tensor], num_averaged: int | Tensor) -> None:
+    def update(average: Tensors, current: Tensors, num_averaged: int | Tensor) -> None:
         n = int(num_averaged)
         decay = min(config.ema_decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(average, current, 1 - decay)
