@@ -6,14 +6,19 @@ stand in front. Axes: s frames, h rows (0 on top), w columns.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.video.write import write_video
+
+Array = NDArray[np.floating[Any]]
 
 TEXTURE = 256  # side of the periodic cloud textures
+FPS = 10
 
 
 class Palette(NamedTuple):
@@ -126,16 +131,15 @@ class Sky:
         sky = sky + (cloud - sky) * veil
         lit = shade + (cloud - shade) * light
         image = sky + (lit - sky) * alpha[..., None]
-        y = (np.arange(self.height, dtype=np.float32)[:, None] + 0.5) / self.height
+        y = (np.arange(self.height, dtype=np.float32)[:, None] + 0.5) / np.float32(self.height)
         ground = smoothstep((y - self.ridge[None]) * self.height * 0.7 + 0.5)[..., None]
         image = image + (0.16 * horizon + 0.02 - image) * ground
         return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
     def _density(self, rows: Array, columns: Array, turn: float) -> Array:
         """Mix two textures by an angle, so that the cloud changes shape and keeps its spread."""
-        return np.cos(turn) * sample_periodic(self.textures[0], rows, columns) + np.sin(
-            turn
-        ) * sample_periodic(self.textures[1], rows, columns)
+        first, second = (sample_periodic(each, rows, columns) for each in self.textures[:2])
+        return np.float32(np.cos(turn)) * first + np.float32(np.sin(turn)) * second
 
     def frames(self, count: int, start: int = 0) -> Iterator[NDArray[np.uint8]]:
         """Yield frames start, start+1, ..."""
@@ -152,3 +156,29 @@ def day_colours(hour: float) -> tuple[Array, Array, Array, Array]:
     a, b = np.array(HOURS[first], np.float32), np.array(HOURS[first + 1], np.float32)
     zenith, horizon, cloud, shade = a + (b - a) * mix
     return zenith, horizon, cloud, shade
+
+
+def write_skies(
+    out: Path,
+    num: int,
+    *,
+    frames: int = 64,
+    seed: int = 0,
+    height: int = 64,
+    width: int = 64,
+    reporter: Reporter = SILENT,
+) -> list[Path]:
+    """Write skies seed, seed+1, ... as mp4 files named by their seed; keep those already there.
+
+    Raises:
+        PvdmError: If the folder cannot be written.
+    """
+    paths = [out / f"sky-{number:06d}.mp4" for number in range(seed, seed + num)]
+    reporter.start("drawing skies", num, "video")
+    for number, path in enumerate(paths, start=seed):
+        if not path.exists():
+            video = np.stack(list(Sky(number, height, width).frames(frames)))
+            write_video(path, video, FPS, quality=95)
+        reporter.advance()
+    reporter.done()
+    return paths
