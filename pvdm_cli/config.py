@@ -49,9 +49,11 @@ class ClipConfig(Section):
 
     frames: int = Field(16, ge=1, description="frames of one clip, s")
     frame_stride: int = Field(1, ge=1, description="take every k-th frame of the source")
-    height: int = Field(256, ge=8)
-    width: int = Field(256, ge=8)
-    resize: Literal["bilinear", "lanczos", "area"] = "area"
+    height: int = Field(256, ge=8, description="pixels, a multiple of autoencoder.patch")
+    width: int = Field(256, ge=8, description="pixels, a multiple of autoencoder.patch")
+    resize: Literal["bilinear", "lanczos", "area"] = Field(
+        "area", description="filter that brings frames to this size, after a centre crop"
+    )
     antialias: bool = Field(
         True, description="off only for published behaviour (bilinear without antialias)"
     )
@@ -61,14 +63,14 @@ class AutoencoderConfig(Section):
     """The triplane autoencoder (Sec. 3.2); defaults are the published sizes."""
 
     patch: int = Field(8, ge=1, description="patch side d in pixels")
-    width: int = Field(384, ge=8)
-    depth: int = Field(8, ge=1)
-    num_heads: int = Field(8, ge=1)
-    head_dim: int = Field(64, ge=4)
-    latent_channels: int = Field(4, ge=1)
-    projection_depth: int = Field(4, ge=1)
-    projection_heads: int = Field(4, ge=1)
-    projection_mlp: int = Field(512, ge=1)
+    width: int = Field(384, ge=8, description="channels C inside the transformers, a multiple of 8")
+    depth: int = Field(8, ge=1, description="blocks of the encoder, and of the decoder")
+    num_heads: int = Field(8, ge=1, description="attention heads of these blocks")
+    head_dim: int = Field(64, ge=4, description="size of a head, a multiple of 4")
+    latent_channels: int = Field(4, ge=1, description="channels c of each latent plane")
+    projection_depth: int = Field(4, ge=1, description="blocks of each projection transformer")
+    projection_heads: int = Field(4, ge=1, description="attention heads of the projections")
+    projection_mlp: int = Field(512, ge=1, description="hidden width of the projections")
 
     @model_validator(mode="after")
     def _splittable_heads(self) -> Self:
@@ -88,11 +90,19 @@ class AutoencoderConfig(Section):
 class DenoiserConfig(Section):
     """The 2D U-Net over the three planes (Sec. 3.3); defaults are PVDM-L."""
 
-    base_channels: int = Field(256, ge=32)
-    channel_multipliers: tuple[PositiveInt, ...] = Field((1, 2, 4, 4), min_length=1)
-    num_res_blocks: int = Field(2, ge=1)
-    attention_downsamplings: tuple[PositiveInt, ...] = (1, 2, 4)
-    num_heads: int = Field(8, ge=1)
+    base_channels: int = Field(
+        256, ge=32, description="channels of the first level, a multiple of 32; PVDM-S has 128"
+    )
+    channel_multipliers: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4, 4),
+        min_length=1,
+        description="one per level; each level after the first halves every latent side",
+    )
+    num_res_blocks: int = Field(2, ge=1, description="residual blocks per level")
+    attention_downsamplings: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4), description="factors at which each plane has attention of its own"
+    )
+    num_heads: int = Field(8, ge=1, description="attention heads")
 
     @model_validator(mode="after")
     def _splittable_channels(self) -> Self:
@@ -115,10 +125,12 @@ class DenoiserConfig(Section):
 class DiffusionConfig(Section):
     """The forward process and what the network is asked for (method: eps, published betas)."""
 
-    num_timesteps: int = Field(1000, ge=2)
-    beta_start: float = Field(0.0015, gt=0, lt=1)
-    beta_end: float = Field(0.0195, gt=0, lt=1)
-    objective: Literal["eps", "x0", "v"] = "eps"
+    num_timesteps: int = Field(1000, ge=2, description="timesteps T")
+    beta_start: float = Field(0.0015, gt=0, lt=1, description="first noise variance")
+    beta_end: float = Field(
+        0.0195, gt=0, lt=1, description="last one; linear in its square root between"
+    )
+    objective: Literal["eps", "x0", "v"] = Field("eps", description="what the network predicts")
     prefix_prob: float = Field(0.3, ge=0, le=1, description="chance of training with the prefix")
     clamp: bool = Field(True, description="clamp predicted z0 to [-1, 1] while sampling")
 
@@ -133,19 +145,21 @@ class DiffusionConfig(Section):
 class LossConfig(Section):
     """Weights of the autoencoder's reconstruction loss (Sec. 3.2)."""
 
-    l1: float = Field(4.0, ge=0)
-    l2: float = Field(0.0, ge=0)
-    lpips: float = Field(0.0, ge=0)
+    l1: float = Field(4.0, ge=0, description="weight of the absolute error")
+    l2: float = Field(0.0, ge=0, description="weight of the squared error")
+    lpips: float = Field(
+        0.0, ge=0, description="weight of the perceptual loss; above 0 not trainable yet"
+    )
 
 
 class AdversarialConfig(Section):
-    """The published second phase of the autoencoder (method.md, section 2)."""
+    """The published second phase of the autoencoder; not trainable yet."""
 
-    discriminator_channels: int = Field(64, ge=1)
-    discriminator_layers: int = Field(3, ge=1)
-    generator_weight: float = Field(1.0, ge=0)
-    feature_weight: float = Field(4.0, ge=0)
-    discriminator_grad_clip: float = Field(1.0, gt=0)
+    discriminator_channels: int = Field(64, ge=1, description="channels of its first layer")
+    discriminator_layers: int = Field(3, ge=1, description="downsampling layers")
+    generator_weight: float = Field(1.0, ge=0, description="weight of the hinge loss")
+    feature_weight: float = Field(4.0, ge=0, description="weight of feature matching")
+    discriminator_grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
 
 
 class TrainingConfig(Section):
@@ -154,22 +168,26 @@ class TrainingConfig(Section):
     steps: int = Field(100_000, ge=1, description="optimizer steps")
     batch_size: int = Field(8, ge=1, description="clips per forward pass")
     accumulation: int = Field(1, ge=1, description="forward passes per optimizer step")
-    lr: float = Field(1e-4, gt=0)
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    weight_decay: float = Field(0.01, ge=0)
+    lr: float = Field(1e-4, gt=0, description="learning rate of AdamW")
+    lr_schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="steps of a rate that rises linearly")
+    betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="momenta of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 turns it off")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 turns the average off")
-    ema_every: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
-    log_every: int = Field(50, ge=1)
-    validate_every: int = Field(1000, ge=1)
-    validation_clips: int = Field(64, ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass; fp16 needs a GPU"
+    )
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="average of the weights; 0 turns it off")
+    ema_every: int = Field(1, ge=1, description="steps between two updates of the average")
+    seed: int = Field(0, ge=0, description="of the initial weights and of every draw")
+    log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
+    validate_every: int = Field(
+        1000, ge=1, description="steps between two measurements on held-out videos"
+    )
+    validation_clips: int = Field(64, ge=1, description="how many clips of them")
     sample_every: int = Field(0, ge=0, description="0 draws samples only at the end")
-    checkpoint_every: int = Field(1000, ge=1)
-    keep_last: int = Field(2, ge=1)
+    checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
+    keep_last: int = Field(2, ge=1, description="checkpoints kept")
     keep_every: int = Field(0, ge=0, description="keep every checkpoint of a multiple of this step")
 
 
@@ -231,7 +249,7 @@ class ModelConfig(Section):
 class RunConfig(ModelConfig):
     """One training run: the networks, the stage, and how it is trained."""
 
-    stage: Literal["autoencoder", "diffusion"]
+    stage: Literal["autoencoder", "diffusion"] = Field(description="which network is trained")
     loss: LossConfig = LossConfig()
     adversarial: AdversarialConfig | None = None
     training: TrainingConfig = TrainingConfig()
