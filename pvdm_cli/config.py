@@ -198,7 +198,7 @@ class DataConfig(Section):
         0.05, ge=0, lt=1, description="share of videos kept for validation, chosen by path hash"
     )
     memory_gb: float = Field(4.0, ge=0, description="hold decoded videos in memory up to this size")
-    num_workers: int = Field(2, ge=0, description="decoding processes when they do not fit")
+    num_workers: int = Field(2, ge=0, description="threads that prepare batches ahead of time")
 
 
 class ModelConfig(Section):
