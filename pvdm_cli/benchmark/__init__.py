@@ -1,1 +1,1 @@
-"""Time, memory and maximum batch, beside the paper's figures."""
+"""Time, memory and largest batch of the models, measured in processes of their own."""

@@ -55,7 +55,13 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,  # two blanks between columns: six of them fit into 80
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left")
     for row in rows:

@@ -1,0 +1,85 @@
+"""The largest batch that fits: doubling, then bisection; and how much memory there is to fit in.
+
+Whether a batch fits is tried in a child process. On the CPU the judge is measured resident memory:
+the child watches itself, gives up at the limit, and its high-water mark must stay below it.
+(RLIMIT_AS is no judge: torch maps gigabytes that it never touches.) On CUDA the card says so, or
+an allocator that may use only the limit's share of it.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from pvdm_cli.errors import PvdmError
+
+UNITS = {"": 30, "G": 30, "GB": 30, "GIB": 30, "M": 20, "MB": 20, "MIB": 20}
+FREE_SHARE = 0.8  # of free main memory, when no limit is given
+
+
+class Largest(NamedTuple):
+    """The largest batch found: 0 if not even one fits; capped if the search stopped there."""
+
+    batch: int
+    capped: bool
+
+
+def largest_batch(fits: Callable[[int], bool], most: int) -> Largest:
+    """Find the largest batch in 1..most that fits, if all smaller ones fit too.
+
+    Doubles until one does not fit (or `most` does), then halves the gap.
+    """
+    good, bad = 0, most + 1
+    batch = 1
+    while good < bad - 1:
+        if fits(batch):
+            good = batch
+        else:
+            bad = batch
+        batch = min(2 * good, most) if bad > most else (good + bad) // 2
+    return Largest(good, capped=good == most)
+
+
+def parse_memory(text: str) -> int:
+    """Read a size: 24, 24GB and 24GiB are the same, 2^30 bytes each, as memory is sold.
+
+    Raises:
+        PvdmError: If it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM]?(?:I?B)?)\s*", text.upper())
+    size = int(float(found[1]) * (1 << UNITS.get(found[2], 0))) if found else 0
+    if not found or found[2] not in UNITS or not size:
+        raise PvdmError(f"--memory-limit {text!r}: expected a size like 24, 24GiB or 500MiB")
+    return size
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that this process may still take, None where the system is mum."""
+    found = [_meminfo(), _cgroup()]
+    known = [size for size in found if size is not None]
+    if known:
+        return min(known)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return None
+
+
+def _meminfo(path: Path = Path("/proc/meminfo")) -> int | None:
+    """What the kernel believes to be available."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _cgroup(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container's limit leaves."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
+        used = (folder / "memory.current").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return max(0, int(limit) - int(used)) if limit.isdigit() else None

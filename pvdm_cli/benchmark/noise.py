@@ -1,0 +1,68 @@
+"""A training stage around noise: real networks, losses, clips and cache, but nothing to learn.
+
+Axes: c latent channels, n flat latent length, s frames, H x W pixels.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pvdm_cli.benchmark.subjects import random_network
+from pvdm_cli.config import RunConfig
+from pvdm_cli.data.cache import Cache
+from pvdm_cli.data.cache_format import Identity
+from pvdm_cli.data.cache_writer import CacheWriter, Stamp
+from pvdm_cli.data.catalog import Source
+from pvdm_cli.data.clips import Clips, Usable
+from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.training.autoencoder import AutoencoderStage
+from pvdm_cli.training.diffusion import DiffusionStage
+from pvdm_cli.training.loop import Stage
+
+
+def noise_stage(config: RunConfig, device: torch.device) -> Stage[Any]:
+    """Build the configuration's stage with random weights, around noise instead of videos."""
+    seed = config.training.seed
+    autoencoder = random_network(Autoencoder, config, device, seed)
+    if config.stage == "autoencoder":
+        clips = _noise_clips(config)
+        return AutoencoderStage(config, autoencoder, clips, None, lambda *shown: None)
+    data = config.data.model_copy(update={"holdout": 0.0})
+    config = config.model_copy(update={"data": data})
+    with tempfile.TemporaryDirectory(prefix="pvdm-bench-") as folder:
+        cache = _noise_cache(config, Path(folder) / "cache")
+    network = random_network(Denoiser, config, device, seed)
+    encoder = autoencoder.eval().requires_grad_(False)
+    return DiffusionStage(config, network, encoder, cache, lambda *shown: None)
+
+
+def _noise_clips(config: RunConfig) -> Clips:
+    """Make one video of noise, held in memory."""
+    clip = config.clip
+    shape = (2 * clip.frames, clip.height, clip.width, 3)
+    frames = np.random.default_rng(config.training.seed).integers(256, size=shape, dtype=np.uint8)
+    return Clips(clip, [Usable(Source(Path("noise"), "noise"), len(frames), frames)], {})
+
+
+def _noise_cache(config: RunConfig, path: Path) -> Cache:
+    """Write a latent cache of one video of noise, whose second clip continues the first."""
+    latent, clip = config.latent, config.clip
+    identity = Identity(
+        fingerprint="0" * 64,
+        clip=clip,
+        patch=config.autoencoder.patch,
+        channels=latent.c,
+        window_stride=clip.frames,
+    )
+    draw = np.random.default_rng(config.training.seed)
+    z = draw.uniform(-1, 1, (2, latent.c, latent.flat)).astype(np.float16)
+    with CacheWriter(path, identity) as writer:
+        (row,) = writer.plan([Stamp("noise", 0, 0)]).todo
+        writer.add(np.array([[row.video, 0, -1], [row.video, identity.span, -1]]), z)
+        writer.end_video(row.video, frames=2 * clip.frames, fps=None)
+        writer.finish()
+    return Cache.open(path, in_memory=True)

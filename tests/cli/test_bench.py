@@ -1,0 +1,165 @@
+"""`pvdm bench`: one real run of each command, the tables, and what is refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import CONFIG
+
+from pvdm_cli.benchmark import child
+from pvdm_cli.benchmark.child import Outcome
+from pvdm_cli.benchmark.timing import Timing
+from pvdm_cli.cli import bench
+
+GB = 2**30
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> str:
+    """A YAML file that describes the tiny diffusion model."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"stage": "diffusion", **CONFIG.model_dump(mode="json")}))
+    return str(path)
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Children that answer at once: 1.5 s per 16 frames; 5 clips of 1.25 GB fit. Their jobs."""
+    jobs: list[dict[str, Any]] = []
+
+    def measure(kind: str, job: dict[str, Any], on_steps: Callable[[int], None]) -> Outcome:
+        jobs.append(job)
+        if kind == "train" and job["batch"] > 5:
+            return Outcome("out of memory", {})
+        seconds = 1.5 * job["frames"] / 16 if kind == "sample" else job["batch"] / 4
+        size = 3 * GB // 2 if kind == "sample" else job["batch"] * 5 * GB // 4
+        timing = asdict(Timing.of([seconds * 0.9, seconds, seconds * 1.1], "some steps"))
+        peak = {"counted": "resident", "bytes": size}
+        return Outcome("done", {"timing": timing, "peak": peak, "dtype": "fp32"})
+
+    monkeypatch.setattr(child, "measure", measure)
+    return jobs
+
+
+def test_sampling_is_measured_and_told_as_json(pvdm: Any, preset: str) -> None:
+    words = ["--steps", "4/2", "--frames", "6", "--repeats", "2", "--device", "cpu", "--json"]
+    result = pvdm("bench", "sample", preset, *words)
+    assert result.code == 0
+    told = json.loads(result.out)
+    (figure,) = told["figures"]
+    assert (figure["model"], figure["steps"], figure["frames"]) == (preset, "4/2", 6)
+    assert (figure["device"], figure["dtype"], figure["state"]) == ("cpu", "fp32", "done")
+    assert figure["torch"] == told["environment"]["torch"]
+    assert figure["threads"] >= 1
+    timing = figure["timing"]
+    assert len(timing["seconds"]) == timing["repeats"] == 2
+    assert min(timing["seconds"]) <= timing["median"] <= max(timing["seconds"])
+    assert timing["spread"] >= 0
+    assert "steps" in timing["warm_up"]
+    assert figure["peak"]["bytes"] > 0
+    assert figure["extrapolated"] is False
+    assert told["published"][-1]["frames128"] == {"seconds": 31.3, "gigabytes": 4.33}
+
+
+def test_training_is_measured_and_told_as_json(pvdm: Any, preset: str) -> None:
+    words = ["--max-batch", "1", "--memory-limit", "2", "--repeats", "2", "--device", "cpu"]
+    result = pvdm("bench", "train", preset, "training.grad_clip=1", *words, "--json")
+    assert result.code == 0
+    (figure,) = json.loads(result.out)["figures"]
+    assert (figure["stage"], figure["largest_batch"], figure["capped"]) == ("diffusion", 1, True)
+    assert (figure["limit_bytes"], figure["limit_from"]) == (2 * GB, "given")
+    assert figure["timing"]["repeats"] == 2
+    assert 0 < figure["peak"]["bytes"] < 2 * GB
+    assert "batch 1 fits" in result.err
+
+
+def test_the_sample_table_fits_80_columns_with_the_papers_rows_above_ours(
+    pvdm: Any, pretended: list[dict[str, Any]]
+) -> None:
+    words = ["ucf101/diffusion-s", "sky/diffusion-l", "--steps", "100/20,400/400"]
+    result = pvdm("bench", "sample", *words, "--device", "cpu", "--extrapolate")
+    lines = result.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = {tuple(line.split()[:2]): i for i, line in enumerate(lines)}
+    assert rows["PVDM-S", "100/20"] < rows["ucf101/diffusion-s", "100/20"]
+    published = lines[rows["PVDM-L", "400/400"]]
+    assert published.split(maxsplit=8)[2:8] == ["40.9", "/", "5.22", "328", "/", "5.22"]
+    assert published.rstrip().endswith("RTX 3090 Ti 24 GB")
+    ours = lines[rows["sky/diffusion-l", "400/400"]]
+    assert ours.split()[2:] == ["~1.5", "/", "1.5", "~12", "/", "1.5", "cpu", "fp32"]
+    assert "extrapolated" in result.out
+    assert "random weights" in result.out
+    assert [job["frames"] for job in pretended] == [16, 128] * 4
+
+
+def test_the_train_table_names_the_largest_batch_and_the_limit(
+    pvdm: Any, pretended: list[dict[str, Any]]
+) -> None:
+    words = ["ucf101/autoencoder", "--memory-limit", "24GiB", "--device", "cpu"]
+    result = pvdm("bench", "train", *words)
+    lines = result.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    ours = next(line for line in lines if line.strip().startswith("ucf101/"))
+    assert ours.split()[1:] == ["5", "1.25", "4", "6.25", "cpu", "fp32"]
+    assert [job["batch"] for job in pretended] == [1, 2, 4, 8, 6, 5, 5]
+    assert "must fit in 24 GB (given)" in result.out
+    assert "ucf101/autoencoder: measured in fp32" in result.err
+    assert "without its perceptual loss" in " ".join(result.out.split())
+    assert "batch 8 does not fit" in result.err
+
+
+def test_markdown_is_a_table_with_whole_names(
+    pvdm: Any, preset: str, pretended: list[dict[str, Any]]
+) -> None:
+    words = ["--markdown", "--steps", "9/3", "--frames", "16,32", "--device", "cpu"]
+    lines = pvdm("bench", "sample", preset, *words).out.splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table[0] == "| model | steps | 16 frames: s / GB | 32 frames: s / GB | device |"
+    assert {line.count("|") for line in table} == {6}
+    assert table[-1] == f"| {preset} | 9/3 | 1.5 / 1.5 | 3 / 1.5 | cpu fp32 |"
+
+
+def test_out_of_memory_is_a_row_not_a_failure(
+    pvdm: Any, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "measure", lambda *_: Outcome("out of memory", {}))
+    result = pvdm("bench", "sample", preset, "--steps", "5", "--frames", "16")
+    assert result.code == 0
+    assert "out of memory" in result.out
+
+
+def test_long_names_are_cut_to_the_terminal_and_nothing_else_is() -> None:
+    columns = ["model", "steps", "16 frames\ns / GB", "device"]
+    rows = [["x" * 70, "100/20", "84.8 / 18.7", "cpu"], ["short", "1/1", "-", "cpu"]]
+    cut = bench._cut(rows, columns, 60)
+    assert cut[0][0].startswith("…x")
+    assert len(cut[0][0]) + 6 + 11 + 6 + 3 * 2 + 2 == 60
+    assert [row[1:] for row in cut] == [row[1:] for row in rows]
+    assert cut[1] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sample", "--frames", "16,x"], "--frames '16,x': expected whole numbers"),
+        (["sample", "--frames", "0"], "--frames '0': expected whole numbers"),
+        (["sample", "sky/diffusion-s", "--steps", "9/"], "--steps '9/'"),
+        (["sample", "sky/diffusion-s", "--steps", "2000"], "use 1 to 1000"),
+        (["sample", "sky/autoencoder"], "autoencoder preset"),
+        (["sample", "no/such"], "neither a model"),
+        (["sample", "--json", "--markdown"], "exclude each other"),
+        (["train", "sky/adversarial"], "adversarial phase"),
+        (["train", "sky/diffusion-s", "--memory-limit", "much"], "--memory-limit 'much'"),
+        (["train", "sky/diffusion-s", "training.batch=3"], "unknown key 'batch'"),
+        (["train", "no/such"], "no preset 'no/such'"),
+        (["train", "sky/diffusion-s", "--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    refusal: Callable[..., str], words: list[str], said: str
+) -> None:
+    assert said in refusal("bench", *words)
