@@ -36,7 +36,7 @@ def sample(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL|PRESET]...",
+            metavar="MODEL|PRESET",
             help="Models, and diffusion presets (built at full size with random weights).",
         ),
     ] = None,
@@ -107,7 +107,7 @@ def train(
     presets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PRESET|KEY=VALUE]...",
+            metavar="PRESET|KEY=VALUE",
             help="Presets of either stage, and changes to all of them.",
         ),
     ] = None,

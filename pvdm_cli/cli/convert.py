@@ -13,7 +13,7 @@ from pvdm_cli.errors import ConfigError
 ArgumentsArg = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[MODEL | KEY=VALUE ...]",
+        metavar="MODEL|KEY=VALUE",
         help="With --to-published the model to export; else changes to the preset, "
         "e.g. denoiser.num_heads=4.",
     ),
@@ -28,10 +28,14 @@ DenoiserOpt = Annotated[
 PresetOpt = Annotated[
     str | None,
     typer.Option(
-        "--preset", help="Says what weights cannot: heads, diffusion, preparation of the clips."
+        "--preset",
+        metavar="PRESET",
+        help="Says what weights cannot: heads, diffusion, preparation of the clips.",
     ),
 ]
-OutOpt = Annotated[Path | None, typer.Option("--out", "-o", help="The model folder to write.")]
+OutOpt = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="MODEL", help="The model folder to write.")
+]
 ToPublishedOpt = Annotated[
     Path | None,
     typer.Option(

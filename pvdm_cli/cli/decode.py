@@ -31,9 +31,9 @@ def decode(
             "--autoencoder", metavar="MODEL", help="By default the one that the cache names."
         ),
     ] = None,
-    format: Annotated[Format, typer.Option("--format", help="png: a folder of frames.")] = (
-        Format.mp4
-    ),
+    format: Annotated[
+        Format, typer.Option("--format", help="Kind of file; png is a folder of frames.")
+    ] = (Format.mp4),
     num: Annotated[
         int | None, typer.Option("--num", min=1, metavar="N", help="Only the first N videos.")
     ] = None,

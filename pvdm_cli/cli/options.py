@@ -21,7 +21,8 @@ def debug_asked() -> bool:
 
 
 DeviceOpt = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto (an accelerator if any).")
+    str,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:N, mps or auto (a GPU if any)."),
 ]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -32,9 +33,7 @@ DebugOpt = Annotated[
         "--debug", callback=_remember_debug, is_eager=True, help="Show the traceback of a failure."
     ),
 ]
-OverwriteOpt = Annotated[
-    bool, typer.Option("--overwrite", help="Start afresh where there is something already.")
-]
+OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 DryRunOpt = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, with sizes, and stop.")
 ]
@@ -57,7 +56,5 @@ CheckpointOpt = Annotated[
 ]
 OverridesArg = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Changes to the preset, e.g. training.batch_size=4."
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the preset, e.g. training.batch_size=4."),
 ]

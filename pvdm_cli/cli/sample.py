@@ -72,9 +72,9 @@ def sample(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Videos drawn at once; changes speed, not the videos.")
     ] = 4,
-    format_: Annotated[Format, typer.Option("--format", help="png is a folder of frames.")] = (
-        Format.mp4
-    ),
+    format_: Annotated[
+        Format, typer.Option("--format", help="Kind of file; png is a folder of frames.")
+    ] = (Format.mp4),
     fps: Annotated[
         float | None,
         typer.Option(min=0.001, max=1000, help="Frame rate; else that of the model's data."),
