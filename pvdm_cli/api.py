@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from pvdm_cli.benchmark.sample import SampleBench, bench_sample
+from pvdm_cli.benchmark.train import TrainBench, bench_train
 from pvdm_cli.config import load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
@@ -33,8 +35,12 @@ __all__ = [
     "Description",
     "EncodeResult",
     "Model",
+    "SampleBench",
     "SampleResult",
+    "TrainBench",
     "TrainResult",
+    "bench_sample",
+    "bench_train",
     "convert",
     "decode",
     "describe",

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pvdm_cli.cli import options, render
+from pvdm_cli.cli import bench, options, render
 from pvdm_cli.cli.convert import convert
 from pvdm_cli.cli.data import sky
 from pvdm_cli.cli.decode import decode
@@ -35,6 +35,10 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     env,
 )
 GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
+    "bench": (
+        "Measure time, memory and largest batch, beside the paper's.",
+        (bench.sample, bench.train),
+    ),
     "data": ("Draw practice videos.", (sky,)),
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
 }
