@@ -1,8 +1,9 @@
-"""Files and folders that are either whole or absent; hashes."""
+"""Files and folders that are either whole or absent; hashes; one writer at a time."""
 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pvdm_cli.errors import PvdmError
+
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>partial|old)")
 
 
 @contextmanager
@@ -61,6 +64,69 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder at once: a kill midway leaves it whole, or gone and its rest to `tidy`."""
+    going = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.replace(going)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed writers left in a folder, and put back what they were about to replace.
+
+    Only for a folder that no other process is writing into.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        found = LEFTOVER.fullmatch(path.name)
+        if not found:
+            continue
+        place = path.with_name(found["name"])
+        if found["kind"] == "old" and not place.exists():
+            path.replace(place)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: Path, doing: str) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go when the process dies.
+
+    Args:
+        folder: Exists.
+        doing: What the other process would be doing, like "encoding into".
+
+    Raises:
+        PvdmError: If another process is writing into it, or the folder is read-only.
+    """
+    path = folder / ".lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        _lock(handle, folder, doing)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path, doing: str) -> None:
+    """Lock an open file for this process."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX: two writers are the user's to avoid
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise PvdmError(f"another process is {doing} {folder}: wait for it to end") from None
 
 
 def write_text(path: Path, text: str) -> None:

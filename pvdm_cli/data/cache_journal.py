@@ -7,11 +7,10 @@ skipped. A torn last line is no fact, and neither is a shard whose file never ap
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pvdm_cli.errors import DataError, PvdmError
+from pvdm_cli.errors import PvdmError
 
 
 class Journal:
@@ -56,34 +55,3 @@ def facts(folder: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(fact, dict):
                 yield fact
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go when the process dies.
-
-    Raises:
-        PvdmError: If another process is writing into it, or the folder is read-only.
-    """
-    path = folder / ".lock"
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise PvdmError(f"cannot write {path}: {error.strerror}; choose another --out") from error
-    try:
-        _lock(handle, folder)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> None:
-    """Lock an open file for this process."""
-    try:
-        import fcntl
-    except ImportError:  # not POSIX: two writers are the user's to avoid
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataError(f"another process is encoding into {folder}: wait for it to end") from None

@@ -27,7 +27,7 @@ from pvdm_cli.data.cache_format import (
     require_same,
     to_lines,
 )
-from pvdm_cli.data.cache_journal import Journal, only_writer
+from pvdm_cli.data.cache_journal import Journal
 from pvdm_cli.data.cache_shard import (
     Latents,
     Rows,
@@ -92,8 +92,9 @@ class CacheWriter:
         """Take hold of the folder and find out what is already there.
 
         Raises:
-            DataError: If the folder holds something else, a cache of another autoencoder,
-                geometry or policy, or another process is writing into it.
+            DataError: If the folder holds something else, or a cache of another autoencoder,
+                geometry or policy.
+            PvdmError: If another process is writing into it.
         """
         with ExitStack() as stack:
             self._manifest = self._claim(stack)
@@ -234,7 +235,7 @@ class CacheWriter:
             require_same(self.path, read_manifest(self.path).identity, self._identity)
         elif visible:
             raise DataError(f"{self.path} is neither empty nor a cache; choose another --out")
-        stack.enter_context(only_writer(self.path))
+        stack.enter_context(files.only_writer(self.path, "encoding into"))
         if (self.path / MANIFEST).exists():
             return read_manifest(self.path)
         return self._write_manifest(complete=False, **self._hints)
@@ -295,13 +296,14 @@ def discard_cache(path: Path) -> None:
     """Delete a cache folder, for --overwrite; an absent or empty one is left alone.
 
     Raises:
-        DataError: If the folder is not a cache, or another process is writing into it.
+        DataError: If the folder is not a cache.
+        PvdmError: If another process is writing into it.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not (path / MANIFEST).is_file():
         raise DataError(f"{path} is not a cache, so --overwrite leaves it alone; choose another")
-    with only_writer(path):
+    with files.only_writer(path, "encoding into"):
         for item in path.iterdir():
             if item.is_file() and item.name != MANIFEST:  # last, so that a kill leaves a cache
                 item.unlink()

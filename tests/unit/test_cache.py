@@ -19,9 +19,8 @@ from pvdm_cli.config import ClipConfig
 from pvdm_cli.data import cache_shard
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import Identity, read_manifest
-from pvdm_cli.data.cache_journal import only_writer
 from pvdm_cli.data.cache_writer import CacheWriter, Stamp, discard_cache
-from pvdm_cli.errors import DataError
+from pvdm_cli.errors import DataError, PvdmError
 
 # s=4 frames, h=2 x w=3 patches, 2 channels; a clip every 2 frames of the 3-strided source.
 IDENTITY = Identity(
@@ -288,7 +287,8 @@ def test_other_videos_a_foreign_folder_and_a_second_writer_are_refused(tmp_path:
     with pytest.raises(DataError, match="of other videos"):
         encode(tmp_path / "c", [Stamp("z.mp4", 1, 1)])
     for action in (encode, discard_cache):
-        with only_writer(tmp_path / "c"), pytest.raises(DataError, match="another process"):
+        held = files.only_writer(tmp_path / "c", "encoding into")
+        with held, pytest.raises(PvdmError, match="another process is encoding into"):
             action(tmp_path / "c")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")

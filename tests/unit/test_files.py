@@ -4,8 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from pvdm_cli import files
 from pvdm_cli.errors import PvdmError
-from pvdm_cli.files import atomic_file, atomic_folder, make_folder, sha256, write_json, write_text
+from pvdm_cli.files import (
+    atomic_file,
+    atomic_folder,
+    make_folder,
+    only_writer,
+    remove_folder,
+    sha256,
+    tidy,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -66,3 +77,76 @@ def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"abc" * 100_000)
     assert sha256(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing runs after it."""
+
+
+@pytest.mark.parametrize(("renames", "content"), [(0, "old"), (1, "old"), (2, "new")])
+def test_a_folder_survives_a_kill_between_any_two_renames_of_its_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int, content: str
+) -> None:
+    path = tmp_path / "model"
+    with atomic_folder(path) as folder:
+        (folder / "weights").write_text("old")
+    done = 0
+    rename, remove = Path.replace, files.shutil.rmtree
+
+    def limited(source: Path, target: Path) -> Path:
+        nonlocal done
+        if done == renames:
+            raise Killed
+        done += 1
+        return rename(source, target)
+
+    def blocked(target: Path, **options: bool) -> None:
+        if done == renames and target.exists():
+            raise Killed
+
+    monkeypatch.setattr(Path, "replace", limited)
+    monkeypatch.setattr(files.shutil, "rmtree", blocked)
+    with pytest.raises(Killed), atomic_folder(path) as folder:
+        (folder / "weights").write_text("new")
+    monkeypatch.setattr(Path, "replace", rename)
+    monkeypatch.setattr(files.shutil, "rmtree", remove)
+    assert len(names(tmp_path)) == 2
+    tidy(tmp_path)
+    assert names(tmp_path) == ["model"]
+    assert (path / "weights").read_text() == content
+
+
+def test_tidying_removes_leftovers_of_any_process_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".a.json.12.partial", ".b.mp4.7.partial", "c.json", ".lock", ".d.partial"):
+        (tmp_path / name).write_text("x")
+    write_text(tmp_path / ".e.99.partial" / "deep" / "file", "x")
+    tidy(tmp_path)
+    assert names(tmp_path) == [".d.partial", ".lock", "c.json"]
+    tidy(tmp_path / "absent")
+
+
+def test_a_folder_whose_removal_is_cut_short_is_gone_and_cleared_away_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "step" / "file", "x")
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *args, **options: None)
+    remove_folder(tmp_path / "step")
+    monkeypatch.undo()
+    assert "step" not in names(tmp_path)
+    tidy(tmp_path)
+    assert names(tmp_path) == []
+    with pytest.raises(PvdmError, match="cannot write"):
+        remove_folder(tmp_path / "step")
+
+
+def test_a_second_writer_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
+    with (
+        only_writer(tmp_path, "training in"),
+        pytest.raises(PvdmError, match=r"another process is training in .*: wait"),
+        only_writer(tmp_path, "training in"),
+    ):
+        pass
+    with only_writer(tmp_path, "training in"):
+        pass
+    with pytest.raises(PvdmError, match="cannot write"), only_writer(tmp_path / "absent", ""):
+        pass
