@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pvdm_cli.config import PACKAGE, ModelConfig, parse_config
 from pvdm_cli.diffusion.schedule import Schedule
-from pvdm_cli.errors import ConfigError, ModelError
+from pvdm_cli.errors import ConfigError, ModelError, PvdmError
 from pvdm_cli.files import atomic_folder, sha256, write_json
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
@@ -105,8 +105,7 @@ def fill_model_folder(model: Model, folder: Path, *, half: bool = False) -> None
             key: (value.half() if half else value).detach().cpu().contiguous()
             for key, value in network.state_dict().items()
         }
-        safetensors.torch.save_file(weights, file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        files[file.name] = write_tensors(weights, file)
     write_json(
         folder / "model.json",
         {
@@ -117,6 +116,19 @@ def fill_model_folder(model: Model, folder: Path, *, half: bool = False) -> None
             "files": files,
         },
     )
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Write a safetensors file; return its size and hash for the description beside it.
+
+    Raises:
+        PvdmError: If the disk does not take it.
+    """
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except SafetensorError as error:  # the writer is not Python's, so this is no OSError
+        raise PvdmError(f"cannot write {path}: {error}; free the disk") from error
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def load_model(
@@ -169,6 +181,9 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not JSON, the file is damaged; copy the model again") from error
     if not isinstance(card, dict) or not {"format", "config", "files"} <= card.keys():
         raise ModelError(f"{path}: not a model description; copy the model again")
+    listed = card["files"].values() if isinstance(card["files"], dict) else [None]
+    if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in listed):
+        raise ModelError(f"{path}: does not list its files; copy the model again")
     if card["format"] != FORMAT:
         raise ModelError(
             f"{path}: format {card['format']}, this version reads {FORMAT}; update pvdm"
@@ -193,21 +208,36 @@ def read_weights(path: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     Raises:
         ModelError: If the file is missing, truncated or changed.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: missing, though model.json lists it; copy the model again")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise ModelError(
-            f"{path}: {size} bytes where model.json says {expected['bytes']}: the file is "
-            "truncated or changed; copy the model again"
-        )
-    if sha256(path) != expected["sha256"]:
-        raise ModelError(f"{path}: content differs from its sha256 in model.json; copy it again")
-    try:
-        weights = safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path}: not a safetensors file ({error})") from error
+    weights = read_tensors(path, expected, "model.json", "copy the model again")
     return {key: value.float() for key, value in weights.items()}
+
+
+def read_tensors(path: Path, expected: dict[str, Any], card: str, remedy: str) -> dict[str, Tensor]:
+    """Read a safetensors file after checking its size and hash.
+
+    Args:
+        path: The file.
+        expected: Its `bytes` and `sha256`.
+        card: Name of the file that says so.
+        remedy: What to do if they do not agree.
+
+    Raises:
+        ModelError: If the file is missing, truncated or changed.
+    """
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise ModelError(
+                f"{path}: {size} bytes where {card} says {expected['bytes']}: the file is "
+                f"truncated or changed; {remedy}"
+            )
+        if sha256(path) != expected["sha256"]:
+            raise ModelError(f"{path}: content differs from its sha256 in {card}; {remedy}")
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing, though {card} lists it; {remedy}") from None
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not readable ({error}); {remedy}") from error
 
 
 def assign_weights(network: nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
@@ -217,7 +247,7 @@ def assign_weights(network: nn.Module, weights: dict[str, Tensor], *, where: str
         ModelError: Naming the first key that is missing, unknown or of another shape.
     """
     wanted = network.state_dict()
-    for key in wanted.keys() ^ weights.keys():
+    for key in sorted(wanted.keys() ^ weights.keys()):
         state = "is missing" if key in wanted else "is not part of the network"
         raise ModelError(f"{where}: weight {key!r} {state}; weights and configuration do not match")
     for key, value in weights.items():
@@ -236,16 +266,22 @@ def resolve_model(path_or_name: str | Path, checkpoint: int | None = None) -> Pa
         ModelError: If there is none, saying what would have been accepted.
     """
     name = str(path_or_name)
+    path = Path(path_or_name)
+    is_run = (path / "latest").is_file() or (path / "checkpoints").is_dir()
+    known = path.exists() or name == "demo" or name.startswith("hf:")
+    if checkpoint is not None and known and not is_run:
+        raise ModelError(
+            f"{name}: not a run folder, so there is no checkpoint of step {checkpoint}"
+        )
     if name == "demo":
         if not (DEMO / "model.json").is_file():
             raise ModelError("the demo model is not part of this installation; install the wheel")
         return DEMO
     if name.startswith("hf:"):
         return _from_hub(name.removeprefix("hf:"))
-    path = Path(path_or_name)
     if (path / "model.json").is_file():
         return path
-    if (path / "latest").is_file() or (path / "checkpoints").is_dir():
+    if is_run:
         return find_checkpoint(path, checkpoint) / "model"
     if not path.exists():
         raise ModelError(
@@ -255,7 +291,9 @@ def resolve_model(path_or_name: str | Path, checkpoint: int | None = None) -> Pa
 
 
 def find_checkpoint(run: Path, step: int | None = None) -> Path:
-    """Find a checkpoint of a run folder: the latest, or the one of a step.
+    """Find a checkpoint of a run folder: the newest whole one, or the one of a step.
+
+    The file `latest` is for people: a kill may leave it one checkpoint behind.
 
     Raises:
         ModelError: If it is not there, naming those that are.
@@ -267,11 +305,6 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
             steps = ", ".join(str(checkpoint_step(path)) for path in found) or "none"
             raise ModelError(f"{run}: no checkpoint of step {step} (there are: {steps})")
         return wanted
-    latest = run / "latest"
-    if latest.is_file():
-        wanted = run / "checkpoints" / latest.read_text(encoding="utf-8").strip()
-        if wanted in found:
-            return wanted
     if not found:
         raise ModelError(f"{run}: no checkpoint yet; the run has not saved one")
     return found[-1]
@@ -279,8 +312,8 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first."""
-    folders = (run / "checkpoints").glob("step-????????")
-    return sorted(path for path in folders if (path / "model" / "model.json").is_file())
+    named = (run / "checkpoints").glob("step-" + 8 * "[0-9]")
+    return sorted(path for path in named if (path / "model" / "model.json").is_file())
 
 
 def checkpoint_step(path: Path) -> int:
@@ -290,10 +323,10 @@ def checkpoint_step(path: Path) -> int:
 
 def _from_hub(name: str) -> Path:
     """Download a model folder from the Hugging Face hub (or find it in its local cache)."""
-    from huggingface_hub import snapshot_download  # slow to import, rarely needed
-
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ModelError(f"hf:{name}: a hub name has the form hf:owner/name")
+    from huggingface_hub import snapshot_download  # slow to import, rarely needed
+
     patterns = ["model.json", "*.safetensors"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
