@@ -1,6 +1,5 @@
 """One training run: its folder, the stage its configuration asks for, what it shows on the way."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
-from pvdm_cli.files import make_folder, write_text
+from pvdm_cli.files import make_folder, only_writer, remove_folder, tidy, write_text
 from pvdm_cli.model import Model, list_checkpoints, load_model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
@@ -37,7 +36,7 @@ HARMLESS = {
     )
 } | {"data.memory_gb", "data.num_workers"}
 
-SHOWN = Sampling(steps=Steps(50, 50), eta=0.0)  # videos drawn during training
+SHOWN_STEPS = 50  # of the videos drawn during training
 
 
 def run_training(
@@ -74,43 +73,69 @@ def run_training(
     refuse_untrainable(config)
     if config.training.precision == "fp16" and target.type == "cpu":
         raise ConfigError("training.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
-    if config.stage == "autoencoder":
-        if data is None:
-            raise DataError("an autoencoder trains on videos: give --data DIR")
-        _open_run(run, config, overwrite=overwrite)
-        stage: Stage[Any] = _autoencoder_stage(config, data, target, reporter)
-    else:
-        if cache is None:
-            raise DataError(
-                "diffusion trains on latents: run `pvdm encode VIDEOS --autoencoder MODEL "
-                "--out CACHE` and give --cache CACHE"
-            )
-        _open_run(run, config, overwrite=overwrite)
-        stage = _diffusion_stage(config, cache, autoencoder, target)
-    return train(stage, config, run, provenance=provenance, reporter=reporter, stop=stop)
+    if config.stage == "autoencoder" and data is None:
+        raise DataError("an autoencoder trains on videos: give --data DIR")
+    if config.stage == "diffusion" and cache is None:
+        raise DataError(
+            "diffusion trains on latents: run `pvdm encode VIDEOS --autoencoder MODEL "
+            "--out CACHE` and give --cache CACHE"
+        )
+    with _hold(run):
+        to_build = config
+        if list_checkpoints(run) and not overwrite:
+            _refuse_other(run, config)
+            to_build = config.model_copy(update={"init": None})  # the checkpoint has all weights
+        if data is not None and config.stage == "autoencoder":
+            stage: Stage[Any] = _autoencoder_stage(to_build, data, target, reporter)
+        else:
+            assert cache is not None
+            stage = _diffusion_stage(to_build, cache, autoencoder, target)
+        if overwrite:  # only now that nothing is left to refuse
+            _clear(run)
+        write_text(run / "config.yaml", dump_yaml(config))
+        return train(stage, config, run, provenance=provenance, reporter=reporter, stop=stop)
 
 
-def _open_run(run: Path, config: RunConfig, *, overwrite: bool) -> None:
-    """Make the run folder, or check that it belongs to this configuration."""
-    kept = run / "config.yaml"
-    if overwrite and kept.exists():
-        shutil.rmtree(run)
-    if list_checkpoints(run) and kept.exists():
-        before = parse_config(RunConfig, read_yaml(kept), where=str(kept))
-        allowed = set(HARMLESS)
-        if config.training.lr_schedule == "constant":
-            allowed.add("training.steps")
-        if keys := [key for key in differing_keys(config, before) if key not in allowed]:
-            raise ConfigError(
-                f"{run} was started with another {', '.join(keys)}; use its settings, another "
-                "--out, or --overwrite to start afresh"
-            )
-    elif run.exists() and any(run.iterdir()) and not kept.exists():
+@contextmanager
+def _hold(run: Path) -> Iterator[None]:
+    """Make the run folder, keep other processes out of it, clear away what killed ones left.
+
+    Raises:
+        PvdmError: If it cannot be written, holds something else, or another process trains in it.
+    """
+    make_folder(run)
+    shown = [path for path in run.iterdir() if not path.name.startswith(".")]
+    if shown and not (run / "config.yaml").exists():
         raise ConfigError(
             f"{run} is not empty and holds no run (config.yaml); choose another --out"
         )
-    make_folder(run)
-    write_text(kept, dump_yaml(config))
+    with only_writer(run, "training in"):
+        for folder in (run, run / "checkpoints", run / "samples"):
+            tidy(folder)
+        yield
+
+
+def _refuse_other(run: Path, config: RunConfig) -> None:
+    """Check that a run belongs to this configuration."""
+    kept = run / "config.yaml"
+    before = parse_config(RunConfig, read_yaml(kept), where=str(kept))
+    allowed = set(HARMLESS)
+    if config.training.lr_schedule == "constant":
+        allowed.add("training.steps")
+    if keys := [key for key in differing_keys(config, before) if key not in allowed]:
+        raise ConfigError(
+            f"{run} was started with another {', '.join(keys)}; use its settings, another "
+            "--out, or --overwrite to start afresh"
+        )
+
+
+def _clear(run: Path) -> None:
+    """Remove what a run has written, and nothing else that may lie in its folder."""
+    for path in (run / "checkpoints", run / "samples"):
+        if path.exists():
+            remove_folder(path)
+    for path in (run / "latest", run / "metrics.jsonl"):
+        path.unlink(missing_ok=True)
 
 
 def _autoencoder_stage(
@@ -152,7 +177,14 @@ def _diffusion_stage(
     named = autoencoder or cache.manifest.autoencoder
     if named is None:
         raise DataError(f"cache {cache_path} does not say which model made it: give --autoencoder")
-    encoder = load_model(named, str(device))
+    try:
+        encoder = load_model(named, str(device))
+    except ModelError as error:
+        if autoencoder:
+            raise
+        raise ModelError(
+            f"{error}; it made {cache_path}: say where it is by --autoencoder"
+        ) from error
     check_cache(config, cache, encoder)
     with _seeded(config.training.seed):
         network = Denoiser(config.model())
@@ -162,9 +194,13 @@ def _diffusion_stage(
             raise ModelError(f"init={config.init}: holds no denoiser to start from")
         _take_over(network, before.denoiser, config.init)
 
+    assert config.diffusion is not None
+    steps = min(SHOWN_STEPS, config.diffusion.num_timesteps)
+    sampling = Sampling(steps=Steps(steps, steps), eta=0.0)
+
     def show(model: Model, path: Path) -> None:
         draws = [generator(model.device, config.training.seed, i) for i in range(4)]
-        clips = list(rollout(model, 2, generators=draws, sampling=SHOWN))
+        clips = list(rollout(model, 2, generators=draws, sampling=sampling))
         frames = to_uint8(torch.cat(clips, dim=2).cpu()).numpy()
         write_video(path.with_suffix(".mp4"), grid(list(frames)), model.fps or 8)
 

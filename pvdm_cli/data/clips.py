@@ -3,7 +3,7 @@
 Axes: b batch, s frames of a clip, H and W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -66,13 +66,14 @@ class Clips:
         for source in sources:
             try:
                 info = probe(source.path)
-                size = (info.num_frames or 0) // clip.frame_stride * clip.height * clip.width * 3
+                in_source = info.num_frames or count_frames(source.path)
+                num_frames = -(-in_source // clip.frame_stride)
                 frames = None
-                if size <= free:
+                if num_frames * clip.height * clip.width * 3 <= free:
                     frames = read(source.path, geometry, stride=clip.frame_stride)
                     num_frames = len(frames)
                     free -= frames.nbytes
-                else:
+                elif info.num_frames:  # the header's word is enough for a guess, not to draw by
                     num_frames = -(-count_frames(source.path) // clip.frame_stride)
             except VideoError as error:
                 skipped[source.name] = str(error)
@@ -108,13 +109,14 @@ class Clips:
             count=count,
         )
 
-    def draw(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """Draw a batch uint8 [b, s, H, W, 3]: a random window of a random video for each sample.
+    def draw(self, seed: int, step: int, samples: Iterable[int]) -> Tensor:
+        """Draw samples uint8 [b, s, H, W, 3]: for each a random window of a random video.
 
-        Sample i depends on (seed, step, i) alone, so neither processes nor resuming change it.
+        Sample i depends on (seed, step, i) alone: not on resuming, nor on how the samples of a
+        step are shared out.
         """
         windows = []
-        for sample in range(batch_size):
+        for sample in samples:
             rng = np.random.default_rng((seed, step, sample))
             video = int(rng.integers(len(self)))
             last = self.videos[video].num_frames - self.clip.frames

@@ -65,8 +65,8 @@ class AutoencoderStage:
     def draw(self, step: int, micro: int) -> Tensor:
         """Draw clips as uint8 [b, s, H, W, 3]."""
         settings = self.config.training
-        number = step * settings.accumulation + micro
-        return self.train.draw(settings.seed, number, settings.batch_size)
+        samples = range(micro * settings.batch_size, (micro + 1) * settings.batch_size)
+        return self.train.draw(settings.seed, step, samples)
 
     def losses(self, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         """Weighted L1 and L2 between clips and reconstructions."""

@@ -6,28 +6,27 @@ A checkpoint is `checkpoints/step-00012345/` with `model/` (a model folder, EMA 
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pvdm_cli.errors import ModelError
-from pvdm_cli.files import atomic_folder, sha256, write_json, write_text
+from pvdm_cli.files import atomic_folder, remove_folder, write_json, write_text
 from pvdm_cli.model import (
     Model,
-    assign_weights,
     checkpoint_step,
     fill_model_folder,
     list_checkpoints,
-    read_weights,
+    read_card,
+    read_tensors,
+    write_tensors,
 )
 
 FORMAT = 1
+TENSORS = "training.safetensors"
 
 
 def save_checkpoint(
@@ -55,13 +54,12 @@ def save_checkpoint(
         for name in ("model", "state"):
             (folder / name).mkdir()
         fill_model_folder(model, folder / "model")
-        weights = folder / "state" / "training.safetensors"
-        safetensors.torch.save_file(_tensors(network, optimizer), weights)
+        written = write_tensors(_tensors(network, optimizer), folder / "state" / TENSORS)
         state = {
             "format": FORMAT,
             "step": step,
             "averaged": int(average.n_averaged) if average is not None else None,
-            "files": {weights.name: {"bytes": weights.stat().st_size, "sha256": sha256(weights)}},
+            "files": {TENSORS: written},
             **extra,
         }
         write_json(folder / "state" / "state.json", state)
@@ -86,28 +84,21 @@ def load_checkpoint(
         averaged_weights: Their file, `denoiser.safetensors` or `autoencoder.safetensors`.
 
     Raises:
-        ModelError: If a file is missing, truncated or changed.
+        ModelError: If a file is missing, truncated or changed; nothing was put anywhere then.
     """
-    state_file = path / "state" / "state.json"
-    try:
-        state: dict[str, Any] = json.loads(state_file.read_text(encoding="utf-8"))
-        card = json.loads((path / "model" / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: the checkpoint is damaged ({error}); remove it to go on from the one before"
-        ) from error
-    name = "training.safetensors"
-    tensors = _read_exact(path / "state" / name, state["files"][name])
+    remedy = f"remove {path} to go on from the checkpoint before"
+    state = _read_state(path / "state" / "state.json", remedy)
+    listed = read_card(path / "model")["files"]
+    tensors = read_tensors(path / "state" / TENSORS, state["files"][TENSORS], "state.json", remedy)
     live = {k.removeprefix("live."): v for k, v in tensors.items() if k.startswith("live.")}
-    with torch.no_grad():
-        network.load_state_dict(live)
-    _restore_optimizer(optimizer, tensors)
+    # Copied into the tensors that are there: their memory layout decides how sums are rounded.
     if average is not None:
-        weights = read_weights(path / "model" / averaged_weights, card["files"][averaged_weights])
-        device = next(network.parameters()).device
-        moved = {k: v.to(device) for k, v in weights.items()}
-        assign_weights(average.module, moved, where=str(path))
+        file = path / "model" / averaged_weights
+        weights = read_tensors(file, listed.get(file.name, {"bytes": None}), "model.json", remedy)
+        average.module.load_state_dict(weights)
         average.n_averaged.fill_(state["averaged"])
+    network.load_state_dict(live)
+    _restore_optimizer(optimizer, tensors)
     return state
 
 
@@ -115,19 +106,22 @@ def remove_old(run: Path, keep_last: int, keep_every: int) -> None:
     """Remove all but the last checkpoints and those at multiples of keep_every."""
     for path in list_checkpoints(run)[:-keep_last]:
         if not keep_every or checkpoint_step(path) % keep_every:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)
 
 
-def _read_exact(path: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
-    """Read training tensors in their own types after checking size and hash."""
-    if not path.is_file() or path.stat().st_size != expected["bytes"]:
-        raise ModelError(f"{path}: missing or truncated; remove this checkpoint to use the last")
-    if sha256(path) != expected["sha256"]:
-        raise ModelError(f"{path}: content differs from its hash; remove this checkpoint")
+def _read_state(path: Path, remedy: str) -> dict[str, Any]:
+    """Read and check the JSON half of the training state."""
     try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path}: not a safetensors file ({error})") from error
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable ({error}); {remedy}") from error
+    if not isinstance(state, dict) or not {"format", "step", "files"} <= state.keys():
+        raise ModelError(f"{path}: not a training state; {remedy}")
+    if state["format"] != FORMAT:
+        raise ModelError(
+            f"{path}: format {state['format']}, this version reads {FORMAT}; update pvdm"
+        )
+    return state
 
 
 def _tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -136,14 +130,21 @@ def _tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
             tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value).detach().cpu()
-    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give the optimizer its moments back."""
+    """Give the optimizer its moments back, laid out in memory as its parameters are.
+
+    The fused update walks weights and moments side by side, whatever their strides say.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".")
+            like = parameters[int(number)]
+            if tensor.shape == like.shape:
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -3,7 +3,7 @@
 Axes: b batch, c latent channels, n flat latent length.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.runtime import generator
 
 ShowSamples = Callable[[Model, Path], None]
-VALIDATION = 0x7A1  # keys validation draws apart from training draws
+VALIDATION = 0x7A1  # a fourth word keys validation draws apart from training draws
 
 
 class Batch(NamedTuple):
@@ -60,12 +60,10 @@ class DiffusionStage:
     def draw(self, step: int, micro: int) -> Batch:
         """Draw latents, their prefixes, timesteps and noise."""
         settings = self.config.training
-        number = step * settings.accumulation + micro
-        picks = [
-            int(np.random.default_rng((settings.seed, number, i)).integers(len(self.train)))
-            for i in range(settings.batch_size)
-        ]
-        return self._batch(self.train[picks], (settings.seed, number))
+        samples = range(micro * settings.batch_size, (micro + 1) * settings.batch_size)
+        keys = [(settings.seed, step, sample) for sample in samples]
+        picks = [int(np.random.default_rng(key).integers(len(self.train))) for key in keys]
+        return self._batch(self.train[picks], keys)
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of the prediction."""
@@ -80,9 +78,11 @@ class DiffusionStage:
         spread = torch.linspace(0, len(self.held_out) - 1, settings.validation_clips).long()
         rows = self.held_out[spread]
         given, null = [], []
-        for number, part in enumerate(rows.split(settings.batch_size)):
-            key = (settings.seed, VALIDATION, number)
-            batch = self._batch(part, key, prefix_prob=1.0)
+        keys = [(settings.seed, 0, sample, VALIDATION) for sample in range(len(rows))]
+        for start in range(0, len(rows), settings.batch_size):
+            now = slice(start, start + settings.batch_size)
+            part = rows[now]
+            batch = self._batch(part, keys[now], prefix_prob=1.0)
             batch = Batch(*(tensor.to(self.device) for tensor in batch))
             has_prefix = (self.predecessor[part] >= 0).to(self.device)
             given.append(self._per_sample(network, batch)[has_prefix])
@@ -116,13 +116,15 @@ class DiffusionStage:
             self.diffusion.objective,
         )
 
-    def _batch(self, rows: Tensor, key: tuple[int, ...], prefix_prob: float | None = None) -> Batch:
-        """Read rows and their predecessors, and draw t, noise and prefix coins by the key."""
+    def _batch(
+        self, rows: Tensor, keys: Sequence[tuple[int, ...]], prefix_prob: float | None = None
+    ) -> Batch:
+        """Read rows and their predecessors; draw t, noise and prefix coin of each by its key."""
         z0 = self.cache.read(rows, dtype=torch.float32)
         before = self.predecessor[rows]
         z_prefix = self.cache.read(before.clamp(min=0), dtype=torch.float32)
         coin = self.diffusion.prefix_prob if prefix_prob is None else prefix_prob
-        generators = [generator("cpu", *key, i) for i in range(len(rows))]
+        generators = [generator("cpu", *key) for key in keys]
         draws = draw(z0, self.diffusion.num_timesteps, coin, generators)
         return Batch(z0, mask_prefix(z_prefix, draws.keep, before >= 0), draws.t, draws.eps)
 
@@ -165,7 +167,8 @@ def _split_rows(cache: Cache, holdout: float) -> tuple[Tensor, Tensor]:
     sources = [Source(Path(video.path), video.path) for video in used]
     _, held_out = split(sources, holdout)
     names = {source.name for source in held_out}
-    numbers = torch.tensor([video.video for video in used if video.path in names])
+    chosen = [video.video for video in used if video.path in names]
+    numbers = torch.tensor(chosen, dtype=torch.int64)
     held = torch.isin(cache.index[:, 0], numbers)
     rows = torch.arange(len(cache))
     return rows[~held], rows[held]

@@ -7,7 +7,9 @@ Everything random is keyed by (seed, step, sample), so a resumed run equals an u
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -96,71 +98,130 @@ def train(
     Raises:
         PvdmError: If the loss is no longer finite, or a checkpoint cannot be written or read.
     """
-    settings = config.training
-    network, device = stage.network, next(stage.network.parameters()).device
-    optimizer = make_optimizer(network.parameters(), settings)
-    average = make_average(network, settings)
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    published = network if average is None else average.module
-    step, best = 0, dict[str, float]()
-    if checkpoints := list_checkpoints(run):
-        state = load_checkpoint(checkpoints[-1], network, optimizer, average, stage.weights_file)
-        step = state["step"]
-        scaler.load_state_dict(state["scaler"])
-        reporter.say(f"continuing {run} from step {step}")
-    metrics = Metrics(run / "metrics.jsonl", since=step)
-    began, saved = time.perf_counter(), step if checkpoints else -1
-
-    def save() -> None:
-        nonlocal saved
-        state = {"scaler": scaler.state_dict()}
-        model = stage.model(published)
-        model.provenance |= {**(provenance or {}), "step": step, "metrics": dict(best)}
-        save_checkpoint(run, step, model, network, optimizer, average, state)
-        remove_old(run, settings.keep_last, settings.keep_every)
-        saved = step
-
-    reporter.start(f"training {config.stage}", settings.steps, "step")
-    reporter.advance(step)
-    batches = _ahead(stage, step, config)
+    began = time.perf_counter()
+    trainer = _Trainer(stage, config, run, provenance or {}, reporter)
+    trainer.show(again=False)  # a kill may have come between a checkpoint and its sample
+    reporter.start(f"training {config.stage}", config.training.steps, "step")
+    reporter.advance(trainer.step)
     stopped = False
-    while step < settings.steps and not stopped:
-        rate = learning_rate(settings, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        terms = accumulate(stage, batches, scaler, device, config)
-        norm = update(network, optimizer, scaler, settings.grad_clip)
-        step += 1
-        if average is not None and step % settings.ema_every == 0:
-            average.update_parameters(network)
-        metrics.add(terms)
-        reporter.advance(1, **metrics.shown())
-        if step % settings.log_every == 0 or step == settings.steps:
-            loss = metrics.log(step, lr=rate, grad_norm=float(norm))
-            if not _finite(loss):
-                raise PvdmError(
-                    f"{run}: the loss is {loss} at step {step}; lower training.lr, or set "
-                    "training.grad_clip=1, and start again from the last checkpoint"
-                )
-        if step % settings.validate_every == 0 or step == settings.steps:
-            with torch.no_grad():
-                found = stage.validate(published)
-            if found:
-                best = metrics.validation(step, found)
-                reporter.say(f"step {step}: " + _line(found))
-        due = settings.sample_every and step % settings.sample_every == 0
-        if due or step == settings.steps:
-            with torch.no_grad():
-                stage.sample(published, run / "samples" / f"step-{step:08d}")
-        stopped = stop()
-        if step % settings.checkpoint_every == 0 or step == settings.steps or stopped:
-            save()
-    batches.close()
-    if saved != step:
-        save()
+    with closing(_ahead(stage, trainer.step, config)) as batches:
+        while not trainer.finished and not stopped:
+            trainer.advance(batches)
+            stopped = stop()
+            if stopped or trainer.due(config.training.checkpoint_every):
+                trainer.save()
+            if trainer.finished or not stopped:
+                trainer.show()
     reporter.done()
     seconds = time.perf_counter() - began
-    return TrainResult(run, step, step >= settings.steps, seconds, metrics.last)
+    return TrainResult(run, trainer.step, trainer.finished, seconds, trainer.metrics.last)
+
+
+class _Trainer:
+    """A run between its checkpoints: everything that changes from step to step."""
+
+    def __init__(
+        self,
+        stage: Stage[Any],
+        config: RunConfig,
+        run: Path,
+        provenance: dict[str, Any],
+        reporter: Reporter,
+    ) -> None:
+        """Begin, or go on from the last checkpoint."""
+        self.stage, self.config, self.settings = stage, config, config.training
+        self.run, self.provenance, self.reporter = run, provenance, reporter
+        self.network = stage.network
+        self.device = next(stage.network.parameters()).device
+        self.optimizer = make_optimizer(stage.network.parameters(), self.settings)
+        self.average = make_average(stage.network, self.settings)
+        self.published = stage.network if self.average is None else self.average.module
+        fp16 = self.settings.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
+        state = self._restore()
+        self.step: int = state.get("step", 0)
+        self.measured: dict[str, float] = state.get("measured", {})  # the last validation
+        path = run / "metrics.jsonl"
+        self.metrics = Metrics(path, since=self.step, state=state.get("metrics"))
+
+    def _restore(self) -> dict[str, Any]:
+        """Load the newest checkpoint; return its state, empty if there is none."""
+        checkpoints = list_checkpoints(self.run)
+        if not checkpoints:
+            return {}
+        state = load_checkpoint(
+            checkpoints[-1], self.network, self.optimizer, self.average, self.stage.weights_file
+        )
+        self.scaler.load_state_dict(state["scaler"])
+        self.reporter.say(f"continuing {self.run} from step {state['step']}")
+        return state
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.settings.steps
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        return self.finished or (every > 0 and self.step > 0 and self.step % every == 0)
+
+    def advance(self, batches: Iterator[Any]) -> None:
+        """Take one optimizer step, and log and validate where that is due."""
+        rate = learning_rate(self.settings, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        terms = accumulate(self.stage, batches, self.scaler, self.device, self.config)
+        norm = update(self.network, self.optimizer, self.scaler, self.settings.grad_clip)
+        self.step += 1
+        if self.average is not None and self.step % self.settings.ema_every == 0:
+            self.average.update_parameters(self.network)
+        self.metrics.add(terms)
+        self.reporter.advance(1, **self.metrics.shown())
+        if self.due(self.settings.log_every):
+            loss = self.metrics.log(self.step, lr=rate, grad_norm=float(norm))
+            if not isfinite(loss):
+                raise self._diverged(f"the loss is {loss}")
+        if self.due(self.settings.validate_every):
+            self._validate()
+
+    def _validate(self) -> None:
+        """Measure on held-out videos, if there are any."""
+        with torch.no_grad():
+            found = self.stage.validate(self.published)
+        if found:
+            self.measured = found
+            self.metrics.validation(self.step, found)
+            self.reporter.say(f"step {self.step}: {_line(found)}")
+
+    def save(self) -> None:
+        """Write a checkpoint, never one with broken weights; then remove older ones."""
+        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
+            raise self._diverged("weights are no longer finite")
+        model = self.stage.model(self.published)
+        model.provenance |= {**self.provenance, "step": self.step, "metrics": self.measured}
+        state = {
+            "scaler": self.scaler.state_dict(),
+            "measured": self.measured,
+            "metrics": self.metrics.state(),
+        }
+        save_checkpoint(
+            self.run, self.step, model, self.network, self.optimizer, self.average, state
+        )
+        remove_old(self.run, self.settings.keep_last, self.settings.keep_every)
+
+    def show(self, *, again: bool = True) -> None:
+        """Write sample videos if they are due; with again=False only if they are not there."""
+        path = self.run / "samples" / f"step-{self.step:08d}"
+        if self.due(self.settings.sample_every) and (again or not _written(path)):
+            with torch.no_grad():
+                self.stage.sample(self.published, path)
+
+    def _diverged(self, what: str) -> PvdmError:
+        """Say that training has failed, and how it may be saved."""
+        return PvdmError(
+            f"{self.run}: {what} at step {self.step}; start another run from the last checkpoint "
+            f"by init={self.run} with a lower training.lr or training.grad_clip=1"
+        )
 
 
 def _ahead(stage: Stage[BatchT], step: int, config: RunConfig) -> Generator[BatchT, None, None]:
@@ -221,9 +282,9 @@ def update(
     return norm
 
 
-def _finite(value: float) -> bool:
-    """Tell numbers from NaN and infinities."""
-    return value - value == 0
+def _written(path: Path) -> bool:
+    """Whether there is a file of this name, whatever its suffix."""
+    return any(path.parent.glob(f"{path.name}*"))
 
 
 def _line(values: dict[str, float]) -> str:

@@ -3,29 +3,46 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import write_text
 
 
 class Metrics:
-    """Means over the steps since the last line, without a host sync per step."""
+    """Means over the steps since the last line, without a host sync per step.
 
-    def __init__(self, path: Path, *, since: int) -> None:
+    Args:
+        path: The file.
+        since: The step that training goes on from; what the file says of later ones is dropped.
+        state: What `state` returned at that step, or nothing.
+    """
+
+    def __init__(self, path: Path, *, since: int, state: dict[str, Any] | None = None) -> None:
         self.path = path
         self.last: dict[str, float] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        state = state or {"sums": {}, "steps": 0}
+        self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
+        self._count: int = state["steps"]
+        self._counted_before = self._count  # in another process: of no use for a rate
         self._time = time.perf_counter()
         if path.exists():
             self._drop_after(since)
+
+    def state(self) -> dict[str, Any]:
+        """What a line not yet written is made of, as JSON values: kept in checkpoints."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        return {"sums": sums, "steps": self._count}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Count one step's loss terms."""
         for name, value in terms.items():
             value = value.float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            before = self._sums.get(name)
+            self._sums[name] = value if before is None else before.to(value.device) + value
         self._count += 1
 
     def shown(self) -> dict[str, str]:
@@ -36,31 +53,34 @@ class Metrics:
         """Write a line of means, rates and `more`; return the mean loss."""
         now = time.perf_counter()
         means = {name: float(value) / self._count for name, value in self._sums.items()}
-        rate = self._count / (now - self._time)
+        rate = (self._count - self._counted_before) / (now - self._time)
         self._write(step, {**means, **more, "steps_per_second": round(rate, 4)})
-        self._sums, self._count, self._time = {}, 0, now
+        self._sums, self._count, self._counted_before, self._time = {}, 0, 0, now
         return means["loss"]
 
-    def validation(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """Write a line of validation figures and return them."""
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Write a line of validation figures."""
         self._write(step, values)
         self._time = time.perf_counter()
-        return values
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self.last |= values
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise PvdmError(f"cannot write {self.path}: {error.strerror}") from error
 
     def _drop_after(self, step: int) -> None:
         """Keep only whole lines up to a step: what follows will be written again."""
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:  # the line that a kill cut short
+                known = entry.pop("step") <= step
+            except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a kill
                 continue
-            if entry["step"] <= step:
+            if known:
                 kept.append(line)
-                self.last |= {k: v for k, v in entry.items() if k != "step"}
+                self.last |= entry
         write_text(self.path, "".join(f"{line}\n" for line in kept))

@@ -36,7 +36,8 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 def make_average(network: nn.Module, config: TrainingConfig) -> AveragedModel | None:
     """Exponential moving average of the weights with the published warm-up, or None if off.
 
-    Update n (from 0) keeps min(ema_decay, (1 + n) / (10 + n)) of the average.
+    Update n (from 1) keeps min(ema_decay, (1 + n) / (10 + n)) of the average, which starts as the
+    initial weights.
     """
     if not config.ema_decay:
         return None
@@ -46,4 +47,6 @@ def make_average(network: nn.Module, config: TrainingConfig) -> AveragedModel | 
         decay = min(config.ema_decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(average, current, 1 - decay)
 
-    return AveragedModel(network, multi_avg_fn=torch.no_grad()(update))
+    average = AveragedModel(network, multi_avg_fn=torch.no_grad()(update))
+    average.n_averaged.fill_(1)  # at 0 torch's first update would copy the weights
+    return average

@@ -1,0 +1,80 @@
+"""What stands in `metrics.jsonl`, and what of it survives a kill."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pvdm_cli.errors import PvdmError
+from pvdm_cli.training.metrics import Metrics
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def add(metrics: Metrics, *losses: float) -> None:
+    for loss in losses:
+        metrics.add({"loss": torch.tensor(loss), "l1": torch.tensor(loss / 2)})
+
+
+def test_a_line_holds_the_means_since_the_line_before(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "m", since=0)
+    add(metrics, 1, 2, 6)
+    assert metrics.log(3, lr=0.5) == 3
+    add(metrics, 10)
+    metrics.log(4, lr=0.25)
+    metrics.validation(4, {"val_loss": 7.0})
+    first, second, third = lines(tmp_path / "m")
+    assert first.pop("steps_per_second") > 0
+    assert second.pop("steps_per_second") > 0
+    assert first == {"step": 3, "loss": 3, "l1": 1.5, "lr": 0.5}
+    assert second == {"step": 4, "loss": 10, "l1": 5, "lr": 0.25}
+    assert third == {"step": 4, "val_loss": 7}
+    assert metrics.last["loss"] == 10
+    assert metrics.last["val_loss"] == 7
+    assert metrics.shown() == {"loss": "10.0000"}
+
+
+def test_going_on_drops_what_comes_later_and_what_was_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    kept = ['{"step": 10, "loss": 3.0}', '{"step": 10, "val_loss": 2.0}', '{"step": 20, "a": 1}']
+    torn = ['{"step": 20, "los', "\x00\x00", "[1]", "7", '{"a": 1}', '{"step": "x"}', ""]
+    later = ['{"step": 21, "loss": 9.0}', '{"step": 30, "loss": 8.0}']
+    path.write_text("\n".join([*kept[:2], torn[0], kept[2], *torn[1:], *later, '{"step": 4']))
+    metrics = Metrics(path, since=20)
+    assert path.read_text().splitlines() == kept
+    assert metrics.last == {"loss": 3, "val_loss": 2, "a": 1}
+    add(metrics, 5)
+    metrics.log(21)
+    assert [line["step"] for line in lines(path)] == [10, 10, 20, 21]
+
+
+def test_starting_afresh_drops_everything(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_text('{"step": 1, "loss": 3.0}\n')
+    assert Metrics(path, since=0).last == {}
+    assert path.read_text() == ""
+
+
+def test_a_line_that_was_being_collected_goes_on_exactly(tmp_path: Path) -> None:
+    losses = torch.rand(7, generator=torch.Generator().manual_seed(0)).tolist()
+    whole = Metrics(tmp_path / "whole", since=0)
+    add(whole, *losses)
+    expected = whole.log(7)
+    before = Metrics(tmp_path / "parts", since=0)
+    add(before, *losses[:3])
+    state = json.loads(json.dumps(before.state()))
+    after = Metrics(tmp_path / "parts", since=3, state=state)
+    add(after, *losses[3:])
+    assert after.log(7) == expected
+    assert lines(tmp_path / "parts")[0]["l1"] == lines(tmp_path / "whole")[0]["l1"]
+    assert after.state() == {"sums": {}, "steps": 0}
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "gone" / "m", since=0)
+    with pytest.raises(PvdmError, match=r"cannot write .*gone"):
+        metrics.validation(1, {})
