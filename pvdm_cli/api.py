@@ -17,12 +17,15 @@ from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
 from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.decoding import DecodeResult, decode_cache
+from pvdm_cli.demo import DemoResult, run_demo
+from pvdm_cli.demo import estimate_hours as demo_hours
 from pvdm_cli.describe import Description, describe
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import DataError, ModelError
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Model, load_model
+from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.rollout import Sampling, Steps
 from pvdm_cli.runs import run_training
@@ -32,9 +35,11 @@ from pvdm_cli.video.synthetic import write_skies
 __all__ = [
     "Conversion",
     "DecodeResult",
+    "DemoResult",
     "Description",
     "EncodeResult",
     "Model",
+    "Plan",
     "SampleBench",
     "SampleResult",
     "TrainBench",
@@ -43,12 +48,15 @@ __all__ = [
     "bench_train",
     "convert",
     "decode",
+    "demo",
+    "demo_hours",
     "describe",
     "draw_skies",
     "encode",
     "environment",
     "export_published",
     "load_model",
+    "plan",
     "sample",
     "train",
 ]
@@ -208,4 +216,33 @@ def draw_skies(
     """Write procedural sky time-lapses as mp4; see `video.synthetic`."""
     return write_skies(
         out, num, frames=frames, seed=seed, height=size, width=size, reporter=reporter
+    )
+
+
+def plan(preset: str, overrides: Sequence[str] = ()) -> Plan:
+    """Say what a training run would be: resolved configuration, parameters, memory, disk."""
+    return plan_run(load_config(preset, overrides))
+
+
+def demo(
+    out: Path,
+    *,
+    data: Path | None = None,
+    from_scratch: bool = False,
+    minutes: float = 1.0,
+    frames: int = 128,
+    seed: int = 0,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> DemoResult:
+    """Go through every stage once; see `demo.run_demo`."""
+    return run_demo(
+        out,
+        data=data,
+        from_scratch=from_scratch,
+        minutes=minutes,
+        frames=frames,
+        seed=seed,
+        device=device,
+        reporter=reporter,
     )

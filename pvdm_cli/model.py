@@ -128,6 +128,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
         safetensors.torch.save_file(tensors, path)
     except SafetensorError as error:  # the writer is not Python's, so this is no OSError
         raise PvdmError(f"cannot write {path}: {error}; free the disk") from error
+    path.chmod(0o644)  # the writer leaves it readable by its owner alone
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 

@@ -257,7 +257,7 @@ def measure(
     config = parse_config(RunConfig, job.config, where="the preset")
     training = config.training.model_copy(update={"batch_size": job.batch, "accumulation": 1})
     config = config.model_copy(update={"training": training})
-    step = _stepper(noise_stage(config, device), config, device)
+    step = stepper(noise_stage(config, device), config, device)
 
     def timed() -> float:
         seconds = seconds_of(step, device)
@@ -283,7 +283,7 @@ def _enforce(
         raise PvdmError(f"--memory-limit works on cpu and cuda, not on {device.type}")
 
 
-def _stepper(stage: Stage[Any], config: RunConfig, device: torch.device) -> Callable[[], None]:
+def stepper(stage: Stage[Any], config: RunConfig, device: torch.device) -> Callable[[], None]:
     """Return one whole optimizer step of the training loop, on the same batch each time."""
     settings, network = config.training, stage.network
     optimizer = make_optimizer(network.parameters(), settings)
