@@ -110,9 +110,7 @@ def run_demo(
         hints=(encoder, str(videos)),
     )
     run = out / "diffusion"
-    diffusion = _train(
-        "demo/diffusion", run, from_scratch, minutes, device, reporter, cache=cache
-    )
+    diffusion = _train("demo/diffusion", run, from_scratch, minutes, device, reporter, cache=cache)
     sampled = _sample(run, out / "samples", frames, num, seed, device, reporter)
     seconds = time.perf_counter() - began
     return DemoResult(videos, trained, encoded, diffusion, sampled, seconds)
