@@ -1,0 +1,498 @@
+"""Both stages of training, with tiny real networks on a few procedural skies."""
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import Place, contents, difference, metrics, prepare
+
+from pvdm_cli import api
+from pvdm_cli.config import ClipConfig
+from pvdm_cli.data.catalog import find_videos, split
+from pvdm_cli.data.clips import Clips
+from pvdm_cli.errors import ConfigError, DataError, ModelError, PvdmError
+from pvdm_cli.files import only_writer
+from pvdm_cli.model import list_checkpoints, load_model
+from pvdm_cli.progress import Silent
+from pvdm_cli.training.autoencoder import psnr
+from pvdm_cli.video.pixels import to_float
+from pvdm_cli.video.read import probe
+from pvdm_cli.video.synthetic import FPS, write_skies
+from pvdm_cli.video.write import write_video
+
+STAGES = ["autoencoder", "diffusion"]
+WEIGHTS = {"autoencoder": "autoencoder.safetensors", "diffusion": "denoiser.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return prepare(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place) -> Callable[[str], Path]:
+    """An uninterrupted run of each stage."""
+    runs = {"autoencoder": place.first_stage, "diffusion": place.root / "second"}
+    result = place.train("diffusion", runs["diffusion"])
+    assert (result.step, result.finished) == (12, True)
+    return runs.__getitem__
+
+
+class Heard(Silent):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Ask to stop once so many steps are done."""
+    count = itertools.count(1)
+    return lambda: next(count) >= steps
+
+
+def series(run: Path, name: str) -> list[float]:
+    return [line[name] for line in metrics(run) if name in line]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_falls_with_weights_in_full_precision(
+    place: Place, tmp_path: Path, stage: str, precision: str
+) -> None:
+    settings = (f"precision={precision}", "steps=24", "validate_every=24", "sample_every=0")
+    place.train(stage, tmp_path / "run", *(f"training.{each}" for each in settings))
+    loss = series(tmp_path / "run", "loss")
+    assert len(loss) == 12
+    assert np.mean(loss[-4:]) < 0.8 * np.mean(loss[:3])
+    state = load_file(list_checkpoints(tmp_path / "run")[-1] / "state" / "training.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("stage", "names"),
+    [
+        ("autoencoder", {"val_psnr", "val_psnr_mean_frame"}),
+        ("diffusion", {"val_loss", "val_loss_prefix"}),
+    ],
+)
+def test_metrics_hold_losses_rates_and_figures_of_held_out_videos(
+    whole: Callable[[str], Path], stage: str, names: set[str]
+) -> None:
+    lines = metrics(whole(stage))
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12]
+    assert [line["lr"] > 0 and line["grad_norm"] > 0 for line in lines if "loss" in line]
+    measured = [line for line in lines if names <= line.keys()]
+    assert [line["step"] for line in measured] == [4, 8, 12]
+    card = json.loads((list_checkpoints(whole(stage))[-1] / "model" / "model.json").read_text())
+    last = {name: measured[-1][name] for name in names}
+    assert card["provenance"]["metrics"] == last
+    assert card["provenance"]["step"] == 12
+    assert card["provenance"]["stage"] == stage
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_leaves_checkpoints_samples_and_its_configuration(
+    whole: Callable[[str], Path], place: Place, stage: str
+) -> None:
+    run = whole(stage)
+    assert [path.name for path in list_checkpoints(run)] == ["step-00000010", "step-00000012"]
+    assert (run / "latest").read_text() == "step-00000012\n"
+    samples = sorted(path.name for path in (run / "samples").iterdir())
+    assert samples == ["step-00000006.mp4", "step-00000012.mp4"]
+    info = probe(run / "samples" / samples[-1])
+    assert (info.num_frames, info.fps) == (8 if stage == "autoencoder" else 16, FPS)
+    top = {"checkpoints", "config.yaml", "latest", "metrics.jsonl", "samples", ".lock"}
+    assert {path.name for path in run.iterdir()} == top
+    model = load_model(run, "cpu")
+    assert model.fps == FPS
+    assert (model.denoiser is not None) == (stage == "diffusion")
+    assert model.fingerprint == load_model(place.first_stage, "cpu").fingerprint
+    before = load_model(run, "cpu", checkpoint=10)
+    ours, theirs = (m.denoiser or m.autoencoder for m in (model, before))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
+
+
+def test_checkpoints_are_kept_as_configured(place: Place, tmp_path: Path) -> None:
+    settings = ("checkpoint_every=1", "keep_last=1", "keep_every=4", "steps=10", "sample_every=0")
+    place.train("autoencoder", tmp_path / "run", *(f"training.{each}" for each in settings))
+    kept = [int(path.name[-8:]) for path in list_checkpoints(tmp_path / "run")]
+    assert kept == [4, 8, 10]
+    assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step-00000010.mp4"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("steps", [(3,), (5, 1, 3)], ids=["once", "three times"])
+def test_a_run_stopped_and_continued_equals_the_uninterrupted_one(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path, stage: str, steps: tuple[int, ...]
+) -> None:
+    run, done, heard = tmp_path / "run", 0, Heard()
+    for each in steps:
+        result = place.train(stage, run, stop=stop_after(each))
+        done += each
+        assert (result.step, result.finished) == (done, False)
+    result = place.train(stage, run, reporter=heard)
+    assert (result.step, result.finished) == (12, True)
+    assert f"continuing {run} from step {done}" in heard.lines
+    assert difference(contents(run), contents(whole(stage))) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_finished_run_is_left_as_it_is(
+    place: Place, whole: Callable[[str], Path], stage: str
+) -> None:
+    before = contents(whole(stage))
+    result = place.train(stage, whole(stage))
+    assert (result.step, result.finished) == (12, True)
+    assert difference(contents(whole(stage)), before) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_batch_may_be_shared_out_over_accumulation_steps(
+    place: Place, tmp_path: Path, stage: str
+) -> None:
+    shared = ("training.steps=4", "training.log_every=1", "training.lr=1e-4")
+    place.train(stage, tmp_path / "a", *shared, "training.batch_size=4")
+    halves = ("training.batch_size=2", "training.accumulation=2")
+    place.train(stage, tmp_path / "b", *shared, *halves)
+    for name in ("loss", "grad_norm"):
+        expected = pytest.approx(series(tmp_path / "a", name), rel=2e-3)
+        assert series(tmp_path / "b", name) == expected
+
+
+def test_videos_decoded_on_demand_give_the_same_weights(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    place.train("autoencoder", tmp_path / "run", "data.memory_gb=0", "data.num_workers=3")
+    found, expected = contents(tmp_path / "run"), contents(whole("autoencoder"))
+    names = difference(found, expected)
+    assert {Path(name).name for name in names} == {"config.yaml", "model.json"}  # say the override
+
+
+def test_validation_measures_the_averaged_weights(
+    place: Place, whole: Callable[[str], Path]
+) -> None:
+    _, held_out = split(find_videos(place.videos), 0.3)
+    clip = ClipConfig(frames=8, height=32, width=16)
+    x = to_float(Clips.load(held_out[:2], clip, memory_gb=1).first_windows(2))
+    run = whole("autoencoder")
+    averaged = load_model(run, "cpu").autoencoder
+    measured = series(run, "val_psnr")[-1]
+    assert float(psnr(averaged(x), x).mean()) == pytest.approx(measured, rel=1e-4)
+    state = load_file(list_checkpoints(run)[-1] / "state" / "training.safetensors")
+    live = {k.removeprefix("live."): v for k, v in state.items() if k.startswith("live.")}
+    averaged.load_state_dict(live)
+    assert float(psnr(averaged(x), x).mean()) != pytest.approx(measured, rel=1e-4)
+
+
+def test_without_an_average_the_live_weights_are_published(place: Place, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    place.train("autoencoder", run, "training.ema_decay=0", stop=stop_after(3))
+    place.train("autoencoder", run, "training.ema_decay=0")
+    last = list_checkpoints(run)[-1]
+    state = load_file(last / "state" / "training.safetensors")
+    for key, value in load_file(last / "model" / "autoencoder.safetensors").items():
+        assert torch.equal(state[f"live.{key}"], value)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_init_starts_from_given_weights_and_is_needed_only_once(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path, stage: str
+) -> None:
+    shutil.copytree(list_checkpoints(whole(stage))[-1] / "model", tmp_path / "start")
+    run, more = tmp_path / "run", (f"init={tmp_path / 'start'}", "training.lr=1e-12")
+    place.train(stage, run, *more, "training.steps=3", stop=stop_after(2))
+    given = load_file(tmp_path / "start" / WEIGHTS[stage])
+    found = load_file(list_checkpoints(run)[-1] / "model" / WEIGHTS[stage])
+    for key, value in given.items():
+        torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-5)
+    shutil.rmtree(tmp_path / "start")
+    assert place.train(stage, run, *more, "training.steps=3").finished
+
+
+def test_init_from_what_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"weights do not fit this configuration: .*depth|block"):
+        place.train(
+            "autoencoder", tmp_path / "a", f"init={place.first_stage}", "autoencoder.depth=2"
+        )
+    with pytest.raises(ModelError, match="holds no denoiser to start from"):
+        place.train("diffusion", tmp_path / "b", f"init={place.first_stage}")
+
+
+def test_overwrite_starts_afresh_and_removes_only_what_a_run_writes(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    place.train("autoencoder", run, "training.seed=1", stop=stop_after(6))
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="nowhere"):
+        place.train("autoencoder", run, data=tmp_path / "nowhere", overwrite=True)
+    assert len(list_checkpoints(run)) == 2
+    heard = Heard()
+    assert place.train("autoencoder", run, overwrite=True, reporter=heard).finished
+    assert not any("continuing" in line for line in heard.lines)
+    assert (run / "notes.txt").read_text() == "mine"
+    found = contents(run, without=["notes.txt"])
+    assert difference(found, contents(whole("autoencoder"))) == []
+
+
+def test_another_configuration_is_refused_naming_its_keys(
+    place: Place, whole: Callable[[str], Path]
+) -> None:
+    run = whole("autoencoder")
+    before = contents(run)
+    with pytest.raises(ConfigError, match=r"another data\.holdout, training\.lr; .*--overwrite"):
+        place.train("autoencoder", run, "training.lr=1", "data.holdout=0.4")
+    assert contents(run) == before
+
+
+def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
+    place: Place, tmp_path: Path
+) -> None:
+    cosine = "training.lr_schedule=cosine"
+    place.train("autoencoder", tmp_path / "run", cosine, stop=stop_after(1))
+    with pytest.raises(ConfigError, match=r"another training\.steps;"):
+        place.train("autoencoder", tmp_path / "run", cosine, "training.steps=13")
+
+
+def test_what_does_not_change_the_weights_may_change_on_the_way(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    place.train("autoencoder", run, "training.steps=5", "training.keep_last=1")
+    place.train("autoencoder", run, "training.log_every=3", "data.memory_gb=0")
+    name = "checkpoints/step-00000012/state/training.safetensors"
+    assert contents(run)[name] == contents(whole("autoencoder"))[name]
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "options", "said"),
+    [
+        ("autoencoder", ["loss.lpips=1"], {}, "loss.lpips=1: the perceptual loss"),
+        ("autoencoder", ["adversarial.generator_weight=1"], {}, "adversarial phase cannot"),
+        ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
+        ("autoencoder", [], {"data": None}, "give --data DIR"),
+        ("diffusion", [], {"cache": None}, "give --cache CACHE"),
+        ("autoencoder", [], {"data": Path("nowhere")}, "nowhere: no such file"),
+        ("diffusion", [], {"cache": Path("nowhere")}, "no cache at nowhere"),
+        ("diffusion", [], {"autoencoder": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(
+    place: Place,
+    tmp_path: Path,
+    stage: str,
+    overrides: list[str],
+    options: dict[str, Any],
+    said: str,
+) -> None:
+    with pytest.raises(PvdmError) as found:
+        place.train(stage, tmp_path / "run", *overrides, **options)
+    assert said in str(found.value)
+    assert "\n" not in str(found.value)
+    assert contents(tmp_path / "run") == {}
+    assert place.train("autoencoder", tmp_path / "run", stop=stop_after(1)).step == 1
+
+
+def test_a_run_cannot_go_where_something_else_is(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for blocked in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(PvdmError, match="cannot write"):
+            place.train("autoencoder", blocked)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="not empty and holds no run"):
+            place.train("autoencoder", tmp_path, overwrite=overwrite)
+    run = tmp_path / "run"
+    run.mkdir()
+    with (
+        only_writer(run, "training in"),
+        pytest.raises(PvdmError, match="another process is training in"),
+    ):
+        place.train("autoencoder", run)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_rights_is_one_sentence(place: Place, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PvdmError, match="cannot write"):
+        place.train("autoencoder", tmp_path / "run")
+
+
+def test_a_cache_of_another_autoencoder_is_refused_naming_both(
+    place: Place, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    place.train("autoencoder", other, "training.seed=1", stop=stop_after(1))
+    prints = [load_model(path, "cpu").fingerprint[:12] for path in (place.first_stage, other)]
+    with pytest.raises(
+        DataError, match=f"made by autoencoder {prints[0]}, this one is {prints[1]}"
+    ):
+        place.train("diffusion", tmp_path / "run", autoencoder=str(other))
+
+
+def test_a_preset_of_another_autoencoder_is_refused_naming_the_keys(
+    place: Place, tmp_path: Path
+) -> None:
+    more = ("autoencoder.depth=2", "clip.width=32")
+    with pytest.raises(ConfigError, match=r"clip\.width=32 \(the autoencoder has 16\)"):
+        place.train("diffusion", tmp_path / "run", *more)
+
+
+def test_a_cache_whose_autoencoder_has_moved_says_how_to_name_it(
+    place: Place, tmp_path: Path
+) -> None:
+    shutil.copytree(place.first_stage, tmp_path / "ae")
+    api.encode(place.videos, tmp_path / "cache", autoencoder=str(tmp_path / "ae"), device="cpu")
+    (tmp_path / "ae").rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match=r"ae: no such folder .* it made .*cache: .*--autoencoder"):
+        place.train("diffusion", tmp_path / "run", cache=tmp_path / "cache")
+    moved = {"cache": tmp_path / "cache", "autoencoder": str(tmp_path / "moved")}
+    assert place.train("diffusion", tmp_path / "run", **moved, stop=stop_after(1)).step == 1
+
+
+def test_held_out_videos_that_are_too_short_are_done_without(place: Place, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(place.videos, videos)
+    _, held_out = split(find_videos(videos), 0.3)
+    for source in held_out:
+        write_video(source.path, np.zeros((7, 32, 16, 3), np.uint8), fps=FPS)
+    heard = Heard()
+    place.train("autoencoder", tmp_path / "run", data=videos, reporter=heard, stop=stop_after(4))
+    assert "no held-out video is long enough: training goes without validation" in heard.lines
+    assert series(tmp_path / "run", "val_psnr") == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_video_is_enough_to_train_without_validation(
+    place: Place, tmp_path: Path, stage: str
+) -> None:
+    write_skies(tmp_path / "one", 1, frames=20, height=32, width=16)
+    given: dict[str, Any] = {"data": tmp_path / "one"}
+    if stage == "diffusion":
+        given = {"cache": tmp_path / "cache"}
+        named = {"autoencoder": str(place.first_stage), "device": "cpu"}
+        api.encode(tmp_path / "one", tmp_path / "cache", **named)
+    assert place.train(stage, tmp_path / "run", **given, stop=stop_after(4)).step == 4
+    assert all(not name.startswith("val") for line in metrics(tmp_path / "run") for name in line)
+
+
+def test_videos_that_cannot_be_used_are_named(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.videos, tmp_path / "videos")
+    train, _ = split(find_videos(tmp_path / "videos"), 0.3)
+    train[0].path.write_bytes(b"no video")
+    heard = Heard()
+    data = tmp_path / "videos"
+    place.train("autoencoder", tmp_path / "run", data=data, reporter=heard, stop=stop_after(1))
+    assert any(line.startswith(f"left out {train[0].name}: ") for line in heard.lines)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
+    place: Place, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    wild = ("training.lr=1e30", "training.warmup_steps=0", "training.grad_clip=0")
+    with pytest.raises(PvdmError, match=rf"{run}: .* at step \d+; start another run .*init={run}"):
+        place.train("autoencoder", run, *wild, "training.log_every=1")
+    for rare in ("training.log_every=100", "training.checkpoint_every=1"):
+        wild = (*wild, rare)
+    with pytest.raises(PvdmError, match="weights are no longer finite"):
+        place.train("autoencoder", run, *wild)
+    for checkpoint in list_checkpoints(run):
+        weights = load_file(checkpoint / "state" / "training.safetensors")
+        live = [value for key, value in weights.items() if key.startswith("live.")]
+        assert all(bool(value.isfinite().all()) for value in live)
+
+
+def damaged(run: Path, tmp_path: Path, damage: Callable[[Path], object]) -> tuple[Path, Path]:
+    """Copy a run and damage its last checkpoint."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    last = list_checkpoints(copy)[-1]
+    damage(last)
+    return copy, last
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("state/state.json", Path.unlink, "state.json: not readable"),
+        ("state/state.json", lambda p: os.truncate(p, 20), "state.json: not readable"),
+        ("state/state.json", lambda p: p.write_text("{}"), "not a training state"),
+        ("state/training.safetensors", Path.unlink, "missing, though state.json lists it"),
+        ("state/training.safetensors", lambda p: os.truncate(p, 200), "200 bytes where state.json"),
+        ("model/WEIGHTS", lambda p: os.truncate(p, 200), "200 bytes where model.json says"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_as_good(
+    place: Place,
+    whole: Callable[[str], Path],
+    tmp_path: Path,
+    stage: str,
+    file: str,
+    damage: Callable[[Path], object],
+    said: str,
+) -> None:
+    file = file.replace("WEIGHTS", WEIGHTS[stage])
+    run, last = damaged(whole(stage), tmp_path, lambda step: damage(step / file))
+    with pytest.raises(ModelError) as found:
+        place.train(stage, run)
+    assert said in str(found.value)
+    assert f"remove {last} to go on from the checkpoint before" in str(found.value)
+    if said == "not a training state":  # one is enough to see that the advice works
+        shutil.rmtree(last)
+        assert place.train(stage, run).finished
+        assert difference(contents(run), contents(whole(stage))) == []
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, last = damaged(whole("autoencoder"), tmp_path, lambda s: (s / "model/model.json").unlink())
+    heard = Heard()
+    place.train("autoencoder", run, reporter=heard)
+    assert f"continuing {run} from step 10" in heard.lines
+    assert difference(contents(run), contents(whole("autoencoder"))) == []
+    assert (last / "model" / "model.json").is_file()
+
+
+def test_what_a_killed_run_left_is_cleared_away(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(whole("autoencoder"), tmp_path / "run"))
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000010", checkpoints / ".step-00000009.123.partial")
+    (checkpoints / "step-00000012").rename(checkpoints / ".step-00000012.123.old")
+    for name in (".latest.7.partial", ".config.yaml.7.partial", "samples/.step-1.mp4.7.partial"):
+        (run / name).write_text("half")
+    (run / "latest").write_text("step-00000099\n")
+    (run / "samples" / "step-00000012.mp4").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "loss"')
+    heard = Heard()
+    place.train("autoencoder", run, reporter=heard)
+    assert f"continuing {run} from step 12" in heard.lines  # put back from its .old
+    found = contents(run, without=["latest"])
+    assert difference(found, contents(whole("autoencoder"), without=["latest"])) == []
+    assert load_model(run, "cpu").provenance["step"] == 12
+
+
+def test_a_kill_before_the_first_checkpoint_does_not_block_the_folder(
+    place: Place, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.yaml.7.partial").write_text("sta")
+    assert place.train("autoencoder", run, stop=stop_after(1)).step == 1
