@@ -38,7 +38,7 @@ def save_checkpoint(
     average: AveragedModel | None,
     extra: dict[str, Any],
 ) -> Path:
-    """Write a checkpoint, whole or not at all, and point `latest` at it.
+    """Write a checkpoint, whole or not at all; `settle` should follow.
 
     Args:
         run: The run folder.
@@ -63,7 +63,6 @@ def save_checkpoint(
             **extra,
         }
         write_json(folder / "state" / "state.json", state)
-    write_text(run / "latest", path.name + "\n")
     return path
 
 
@@ -102,9 +101,15 @@ def load_checkpoint(
     return state
 
 
-def remove_old(run: Path, keep_last: int, keep_every: int) -> None:
-    """Remove all but the last checkpoints and those at multiples of keep_every."""
-    for path in list_checkpoints(run)[:-keep_last]:
+def settle(run: Path, keep_last: int, keep_every: int) -> None:
+    """Point `latest` at the newest checkpoint; keep the last few and multiples of keep_every.
+
+    Done after each checkpoint, and again before going on: a kill may have come in between.
+    """
+    checkpoints = list_checkpoints(run)
+    if checkpoints:
+        write_text(run / "latest", checkpoints[-1].name + "\n")
+    for path in checkpoints[:-keep_last]:
         if not keep_every or checkpoint_step(path) % keep_every:
             remove_folder(path)
 

@@ -20,7 +20,7 @@ from pvdm_cli.config import RunConfig
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import Model, list_checkpoints
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.training.checkpoint import load_checkpoint, remove_old, save_checkpoint
+from pvdm_cli.training.checkpoint import load_checkpoint, save_checkpoint, settle
 from pvdm_cli.training.metrics import Metrics
 from pvdm_cli.training.optim import learning_rate, make_average, make_optimizer
 
@@ -153,6 +153,7 @@ class _Trainer:
             checkpoints[-1], self.network, self.optimizer, self.average, self.stage.weights_file
         )
         self.scaler.load_state_dict(state["scaler"])
+        settle(self.run, self.settings.keep_last, self.settings.keep_every)
         self.reporter.say(f"continuing {self.run} from step {state['step']}")
         return state
 
@@ -207,7 +208,7 @@ class _Trainer:
         save_checkpoint(
             self.run, self.step, model, self.network, self.optimizer, self.average, state
         )
-        remove_old(self.run, self.settings.keep_last, self.settings.keep_every)
+        settle(self.run, self.settings.keep_last, self.settings.keep_every)
 
     def show(self, *, again: bool = True) -> None:
         """Write sample videos if they are due; with again=False only if they are not there."""
