@@ -150,6 +150,11 @@ class LossConfig(Section):
     lpips: float = Field(
         0.0, ge=0, description="weight of the perceptual loss; above 0 not trainable yet"
     )
+    latent_noise: float = Field(
+        0.0,
+        ge=0,
+        description="largest standard deviation of noise on the latents: a decoder that forgives",
+    )
 
 
 class AdversarialConfig(Section):
@@ -174,6 +179,9 @@ class TrainingConfig(Section):
     betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="momenta of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 turns it off")
+    frozen: Literal["none", "encoder"] = Field(
+        "none", description="encoder: train the decoder alone (a cache's latents stay as they are)"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the forward pass; fp16 needs a GPU"
     )

@@ -1,10 +1,11 @@
 """Stage one: the autoencoder learns to reconstruct clips (Sec. 3.2, first phase).
 
-Axes: b batch, s frames, H x W pixels.
+Axes: b batch, s frames, H x W pixels, c latent channels, n flat latent length.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from pvdm_cli.config import RunConfig
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.errors import ConfigError
+from pvdm_cli.latents import flatten, unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.runtime import generator
 from pvdm_cli.video.pixels import to_float, to_uint8
 
 ShowVideos = Callable[[Tensor, Tensor, Path], None]  # originals, reconstructions, path
@@ -42,6 +45,13 @@ def refuse_untrainable(config: RunConfig) -> None:
         )
 
 
+class ClipBatch(NamedTuple):
+    """Clips and what is drawn for them."""
+
+    frames: Tensor  # uint8 [b, s, H, W, 3]
+    noise: Tensor | None  # [b, c, n], added to the latents
+
+
 class AutoencoderStage:
     """Reconstruction training on clips."""
 
@@ -57,21 +67,42 @@ class AutoencoderStage:
     ) -> None:
         self.config, self.network, self.train, self.show = config, network, train, show
         self.held_out = held_out
+        if config.training.frozen == "encoder":
+            network.encoder.requires_grad_(False)
+            network.projections.requires_grad_(False)
         self.device = next(network.parameters()).device
         self.validation = (
             held_out.first_windows(config.training.validation_clips) if held_out else None
         )
 
-    def draw(self, step: int, micro: int) -> Tensor:
-        """Draw clips as uint8 [b, s, H, W, 3]."""
+    def draw(self, step: int, micro: int) -> ClipBatch:
+        """Draw clips, and noise for their latents if the loss asks for it."""
         settings = self.config.training
         samples = range(micro * settings.batch_size, (micro + 1) * settings.batch_size)
-        return self.train.draw(settings.seed, step, samples)
+        noise = None
+        if self.config.loss.latent_noise:
+            noise = torch.stack([self._noise(settings.seed, step, i) for i in samples])
+        return ClipBatch(self.train.draw(settings.seed, step, samples), noise)
 
-    def losses(self, network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    def _noise(self, *key: int) -> Tensor:
+        """Draw noise [c, n] whose standard deviation is uniform in [0, loss.latent_noise].
+
+        A sampled latent is never quite one that the encoder gives; a decoder that has only seen
+        those turns small errors into visible patch borders.
+        """
+        latent, draws = self.config.latent, generator("cpu", *key)
+        level = self.config.loss.latent_noise * torch.rand((), generator=draws)
+        return level * torch.randn(latent.c, latent.flat, generator=draws)
+
+    def losses(self, network: nn.Module, batch: ClipBatch) -> dict[str, Tensor]:
         """Weighted L1 and L2 between clips and reconstructions."""
-        x = to_float(batch.to(self.device, non_blocking=True))
-        error = network(x).float() - x
+        assert isinstance(network, Autoencoder)
+        x = to_float(batch.frames.to(self.device, non_blocking=True))
+        z = network.encode(x)
+        if batch.noise is not None:
+            noisy = flatten(z) + batch.noise.to(self.device, non_blocking=True)
+            z = unflatten(noisy, self.config.latent)
+        error = network.decode(z).float() - x
         terms = {"l1": error.abs().mean(), "l2": error.square().mean()}
         weights = self.config.loss
         return {"loss": weights.l1 * terms["l1"] + weights.l2 * terms["l2"], **terms}

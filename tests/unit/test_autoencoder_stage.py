@@ -1,0 +1,77 @@
+"""The autoencoder's stage: what is drawn, and what is left alone."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pvdm_cli.config import RunConfig, parse_config
+from pvdm_cli.data.catalog import Source
+from pvdm_cli.data.clips import Clips, Usable
+from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.training.autoencoder import AutoencoderStage
+from pvdm_cli.training.loop import train
+
+
+def make_stage(**changes: dict[str, object]) -> AutoencoderStage:
+    values: dict[str, object] = {
+        "stage": "autoencoder",
+        "clip": {"frames": 4, "height": 16, "width": 24},
+        "autoencoder": {
+            "width": 16,
+            "depth": 1,
+            "num_heads": 2,
+            "head_dim": 8,
+            "projection_depth": 1,
+            "projection_mlp": 16,
+        },
+        "training": {"steps": 2, "batch_size": 2},
+    }
+    for section, keys in changes.items():
+        values[section] = {**values.get(section, {}), **keys}  # type: ignore[dict-item]
+    config = parse_config(RunConfig, values, where="test")
+    frames = np.random.default_rng(0).integers(256, size=(6, 16, 24, 3), dtype=np.uint8)
+    clips = Clips(config.clip, [Usable(Source(Path("noise"), "noise"), 6, frames)], {})
+    return AutoencoderStage(config, Autoencoder(config), clips, None, lambda *shown: None)
+
+
+def weights(stage: AutoencoderStage) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in stage.network.state_dict().items()}
+
+
+def test_latent_noise_is_drawn_by_step_and_sample() -> None:
+    stage = make_stage(loss={"latent_noise": 0.2})
+    noise = stage.draw(3, 0).noise
+    assert noise is not None
+    assert noise.shape == (2, 4, 2 * 3 + 4 * 3 + 4 * 2)
+    assert torch.equal(noise, stage.draw(3, 0).noise)
+    assert not torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise, stage.draw(4, 0).noise)
+    levels = torch.cat([stage.draw(step, 0).noise for step in range(40)]).std(dim=(1, 2))
+    assert levels.max() < 0.25
+    assert levels.min() < 0.05
+
+
+def test_without_latent_noise_none_is_drawn_and_the_loss_is_that_of_the_reconstruction() -> None:
+    stage = make_stage()
+    batch = stage.draw(0, 0)
+    assert batch.noise is None
+    x = batch.frames.movedim(-1, 1) / 127.5 - 1
+    expected = 4 * (stage.network(x) - x).abs().mean()
+    torch.testing.assert_close(stage.losses(stage.network, batch)["loss"], expected)
+
+
+def test_latent_noise_changes_what_is_decoded() -> None:
+    stage = make_stage(loss={"latent_noise": 0.5})
+    batch = stage.draw(0, 0)
+    noisy = stage.losses(stage.network, batch)["loss"]
+    assert noisy != stage.losses(stage.network, batch._replace(noise=None))["loss"]
+
+
+def test_a_frozen_encoder_keeps_its_weights_while_the_decoder_learns(tmp_path: Path) -> None:
+    stage = make_stage(training={"frozen": "encoder"})
+    before = weights(stage)
+    train(stage, stage.config, tmp_path)
+    after = weights(stage)
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder", "from_latent", "to_pixels"}
