@@ -1,7 +1,8 @@
 """`pvdm train`: a stage, from a preset."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -74,19 +75,19 @@ def train(
             render.print_columns(plan.rows(), stderr=True)
         return
     reporter = render.reporter(quiet)
-    caught, stop = _catch_signals(reporter.say)
-    result = api.train(
-        preset,
-        out,
-        data=data,
-        cache=cache,
-        autoencoder=autoencoder,
-        overrides=overrides or [],
-        overwrite=overwrite,
-        device=device,
-        reporter=reporter,
-        stop=stop,
-    )
+    with _catch_signals(reporter.say) as caught:
+        result = api.train(
+            preset,
+            out,
+            data=data,
+            cache=cache,
+            autoencoder=autoencoder,
+            overrides=overrides or [],
+            overwrite=overwrite,
+            device=device,
+            reporter=reporter,
+            stop=lambda: bool(caught),
+        )
     state = "finished" if result.finished else "stopped; the same command continues"
     reporter.say(f"{result.run}: step {result.step}, {state}")
     if as_json:
@@ -95,15 +96,21 @@ def train(
         raise typer.Exit(128 + caught[0])
 
 
-def _catch_signals(say: Callable[[str], None]) -> tuple[list[int], Callable[[], bool]]:
-    """Let SIGINT and SIGTERM end the step and save; a second one acts at once."""
+@contextmanager
+def _catch_signals(say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM, so that the step ends and is saved; a second one acts at once."""
     caught: list[int] = []
 
     def remember(number: int, frame: object) -> None:
         caught.append(number)
-        say("finishing this step and saving; once more quits at once")
         signal.signal(number, signal.SIG_DFL)
+        with suppress(RuntimeError):  # it may have come in the middle of another line
+            say("finishing this step and saving; once more quits at once")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, remember)
-    return caught, lambda: bool(caught)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, remember) for number in signals]
+    try:
+        yield caught
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

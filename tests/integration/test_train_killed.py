@@ -1,0 +1,154 @@
+"""`pvdm train` survives kills: the same command ends with the bytes of an uninterrupted run."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from killing import start, train_in_child
+from training_runs import Place, contents, difference, prepare
+
+STAGES = ["autoencoder", "diffusion"]
+SEED = int(os.environ.get("PVDM_KILL_SEED", "0"))  # for trying other kills by hand
+EVERY = int(os.environ.get("PVDM_KILL_EVERY", "10"))  # file operations from kill to kill
+KILLED = -signal.SIGKILL
+SHORT = (
+    *("training.steps=6", "training.checkpoint_every=2", "training.keep_last=1"),
+    *("training.validate_every=3", "training.sample_every=3", "training.ema_every=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return prepare(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place) -> Callable[[str], Path]:
+    """An uninterrupted run of each stage, in a child like the interrupted ones."""
+    for stage in STAGES:
+        assert train_in_child(place, stage, place.root / f"whole-{stage}", *SHORT) == 0
+    return lambda stage: place.root / f"whole-{stage}"
+
+
+def equal(run: Path, whole: Path) -> bool:
+    """Whether two runs hold the same files, byte for byte, and no leftovers."""
+    differing = difference(contents(run), contents(whole))
+    assert differing == []
+    return not differing
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_file_operations_a_run_still_ends_with_the_same_bytes(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path, stage: str
+) -> None:
+    """Each start dies at another operation: loading, logging, sampling, saving, removing."""
+    rng = random.Random(f"{SEED} {stage}")
+    codes = []
+    while KILLED in codes[-1:] or not codes:
+        at = rng.randrange(20, 120)
+        codes.append(train_in_child(place, stage, tmp_path / "run", *SHORT, kill_at=at))
+    assert codes[-1] == 0
+    assert len(codes) > 1
+    assert equal(tmp_path / "run", whole(stage))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_once_anywhere_in_a_run_nothing_is_lost(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path, stage: str
+) -> None:
+    for number in range(SEED % EVERY, 1000, EVERY):
+        run = tmp_path / str(number)
+        code = train_in_child(place, stage, run, *SHORT, kill_at=number)
+        assert code in (0, KILLED)
+        assert train_in_child(place, stage, run, *SHORT) == 0
+        assert equal(run, whole(stage))
+        if code == 0:  # the run has fewer operations than that
+            assert number > 60
+            return
+    raise AssertionError("a run has more file operations than were tried")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_random_moments_a_run_still_ends_with_the_same_bytes(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path, stage: str
+) -> None:
+    rng = random.Random(f"moments {SEED} {stage}")
+    run, codes = tmp_path / "run", []
+    began = time.monotonic()
+    assert train_in_child(place, stage, tmp_path / "timed", *SHORT) == 0
+    seconds = time.monotonic() - began
+    while KILLED in codes[-1:] or not codes:
+        child = start(place, stage, run, *SHORT)
+        child.join(seconds * rng.uniform(0.2, 0.8) if len(codes) < 20 else None)
+        child.kill()
+        child.join()
+        codes.append(child.exitcode)
+    assert codes[-1] == 0
+    assert codes.count(KILLED) >= 2
+    assert equal(run, whole(stage))
+
+
+def pvdm(*words: object) -> "subprocess.Popen[str]":
+    """Start the real command with one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pvdm_cli.cli.app", *map(str, words)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run: Path, process: "subprocess.Popen[str]", step: int) -> None:
+    """Wait until the metrics have come to a step."""
+    while last_step(run) < step:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def last_step(run: Path) -> int:
+    """Last step that was logged in full."""
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.is_file() else ""
+    steps = re.findall(r'"step": (\d+), "loss".*\n', text)
+    return int(steps[-1]) if steps else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "signals"),
+    [
+        ("autoencoder", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]),
+        ("diffusion", [signal.SIGKILL, signal.SIGTERM]),
+    ],
+)
+def test_the_real_command_survives_sigkill_and_saves_at_sigterm_and_sigint(
+    place: Place, tmp_path: Path, stage: str, signals: list[signal.Signals]
+) -> None:
+    more = ("training.steps=200", "training.sample_every=0", "training.checkpoint_every=20")
+    run, rng = tmp_path / "run", random.Random(f"command {SEED} {stage}")
+    for number in signals:
+        process = pvdm(*place.command(stage, run, *more))
+        wait_for_step(run, process, last_step(run) + rng.randrange(4, 40))
+        process.send_signal(number)
+        _, said = process.communicate()
+        assert last_step(run) < 160, "too slow to stop it on the way"
+        if number == signal.SIGKILL:
+            assert process.returncode == KILLED
+            continue
+        assert process.returncode == 128 + number, said
+        assert "finishing this step and saving; once more quits at once" in said
+        assert "stopped; the same command continues" in said
+    last = pvdm(*place.command(stage, run, *more))
+    _, said = last.communicate()
+    assert last.returncode == 0, said
+    assert f"continuing {run} from step" in said
+    assert f"{run}: step 200, finished" in said
+    quiet = pvdm(*place.command(stage, tmp_path / "whole", *more), "-q")
+    assert quiet.communicate() == (None, "")
+    assert equal(run, tmp_path / "whole")
