@@ -245,6 +245,16 @@ def assign_weights(network: nn.Module, weights: dict[str, Tensor], *, where: str
     """Give a network (also one on the meta device) its weights.
 
     Raises:
+        ModelError: If they do not fit.
+    """
+    refuse_misfit(network, weights, where=where)
+    network.load_state_dict(weights, assign=True)
+
+
+def refuse_misfit(network: nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
+    """Check that weights are those of a network of this configuration.
+
+    Raises:
         ModelError: Naming the first key that is missing, unknown or of another shape.
     """
     wanted = network.state_dict()
@@ -257,7 +267,6 @@ def assign_weights(network: nn.Module, weights: dict[str, Tensor], *, where: str
                 f"{where}: weight {key!r} has shape {list(value.shape)}, the configuration needs "
                 f"{list(wanted[key].shape)}"
             )
-    network.load_state_dict(weights, assign=True)
 
 
 def resolve_model(path_or_name: str | Path, checkpoint: int | None = None) -> Path:

@@ -15,7 +15,7 @@ from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
 from pvdm_cli.files import make_folder, only_writer, remove_folder, tidy, write_text
-from pvdm_cli.model import Model, list_checkpoints, load_model
+from pvdm_cli.model import Model, list_checkpoints, load_model, refuse_misfit
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import Reporter
@@ -221,10 +221,6 @@ def _take_over(network: nn.Module, source: nn.Module, name: str) -> None:
     Raises:
         ModelError: If they are of another shape than the configuration's network.
     """
-    try:
-        network.load_state_dict(source.state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ModelError(
-            f"init={name}: its weights do not fit this configuration: {reason}"
-        ) from None
+    weights = source.state_dict()
+    refuse_misfit(network, weights, where=f"init={name}")
+    network.load_state_dict(weights)

@@ -1,14 +1,15 @@
 """Tiny training runs of both stages on a few skies, and everything they leave on disk."""
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from pvdm_cli import api
-from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.progress import SILENT, Reporter, Silent
 from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.read import read
 from pvdm_cli.video.synthetic import write_skies
@@ -147,3 +148,23 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Names of the files that are not equal, or not on both sides."""
     return sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+
+
+class Heard(Silent):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Ask to stop once so many steps are done."""
+    count = itertools.count(1)
+    return lambda: next(count) >= steps
+
+
+def series(run: Path, name: str) -> list[float]:
+    return [line[name] for line in metrics(run) if name in line]

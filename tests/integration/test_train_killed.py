@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from killing import start, train_in_child
-from training_runs import Place, contents, difference, prepare
+from training_runs import Place, contents, difference
 
 STAGES = ["autoencoder", "diffusion"]
 SEED = int(os.environ.get("PVDM_KILL_SEED", "0"))  # for trying other kills by hand
@@ -22,11 +22,6 @@ SHORT = (
     *("training.steps=6", "training.checkpoint_every=2", "training.keep_last=1"),
     *("training.validate_every=3", "training.sample_every=3", "training.ema_every=1"),
 )
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return prepare(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(scope="module")

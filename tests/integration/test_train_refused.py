@@ -1,0 +1,230 @@
+"""What training refuses, and what it makes of damage: one sentence each."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from training_runs import Heard, Place, contents, difference, stop_after
+
+from pvdm_cli import api
+from pvdm_cli.errors import ConfigError, DataError, ModelError, PvdmError
+from pvdm_cli.files import only_writer
+from pvdm_cli.model import list_checkpoints, load_model
+
+STAGES = ["autoencoder", "diffusion"]
+WEIGHTS = {"autoencoder": "autoencoder.safetensors", "diffusion": "denoiser.safetensors"}
+
+
+def test_init_from_what_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"init=.*: weight 'decoder\.blocks\.1\.\S+' is missing"):
+        place.train(
+            "autoencoder", tmp_path / "a", f"init={place.first_stage}", "autoencoder.depth=2"
+        )
+    with pytest.raises(ModelError, match="holds no denoiser to start from"):
+        place.train("diffusion", tmp_path / "b", f"init={place.first_stage}")
+
+
+def test_another_configuration_is_refused_naming_its_keys(
+    place: Place, whole: Callable[[str], Path]
+) -> None:
+    run = whole("autoencoder")
+    before = contents(run)
+    with pytest.raises(ConfigError, match=r"another data\.holdout, training\.lr; .*--overwrite"):
+        place.train("autoencoder", run, "training.lr=1", "data.holdout=0.4")
+    assert contents(run) == before
+
+
+def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
+    place: Place, tmp_path: Path
+) -> None:
+    cosine = "training.lr_schedule=cosine"
+    place.train("autoencoder", tmp_path / "run", cosine, stop=stop_after(1))
+    with pytest.raises(ConfigError, match=r"another training\.steps;"):
+        place.train("autoencoder", tmp_path / "run", cosine, "training.steps=13")
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "options", "said"),
+    [
+        ("autoencoder", ["loss.lpips=1"], {}, "loss.lpips=1: the perceptual loss"),
+        ("autoencoder", ["adversarial.generator_weight=1"], {}, "adversarial phase cannot"),
+        ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
+        ("autoencoder", [], {"data": None}, "give --data DIR"),
+        ("diffusion", [], {"cache": None}, "give --cache CACHE"),
+        ("autoencoder", [], {"data": Path("nowhere")}, "nowhere: no such file"),
+        ("diffusion", [], {"cache": Path("nowhere")}, "no cache at nowhere"),
+        ("diffusion", [], {"autoencoder": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(
+    place: Place,
+    tmp_path: Path,
+    stage: str,
+    overrides: list[str],
+    options: dict[str, Any],
+    said: str,
+) -> None:
+    with pytest.raises(PvdmError) as found:
+        place.train(stage, tmp_path / "run", *overrides, **options)
+    assert said in str(found.value)
+    assert "\n" not in str(found.value)
+    assert contents(tmp_path / "run") == {}
+    assert place.train("autoencoder", tmp_path / "run", stop=stop_after(1)).step == 1
+
+
+def test_a_run_cannot_go_where_something_else_is(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for blocked in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(PvdmError, match="cannot write"):
+            place.train("autoencoder", blocked)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="not empty and holds no run"):
+            place.train("autoencoder", tmp_path, overwrite=overwrite)
+    run = tmp_path / "run"
+    run.mkdir()
+    with (
+        only_writer(run, "training in"),
+        pytest.raises(PvdmError, match="another process is training in"),
+    ):
+        place.train("autoencoder", run)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_rights_is_one_sentence(place: Place, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PvdmError, match="cannot write"):
+        place.train("autoencoder", tmp_path / "run")
+
+
+def test_a_cache_of_another_autoencoder_is_refused_naming_both(
+    place: Place, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    place.train("autoencoder", other, "training.seed=1", stop=stop_after(1))
+    prints = [load_model(path, "cpu").fingerprint[:12] for path in (place.first_stage, other)]
+    with pytest.raises(
+        DataError, match=f"made by autoencoder {prints[0]}, this one is {prints[1]}"
+    ):
+        place.train("diffusion", tmp_path / "run", autoencoder=str(other))
+
+
+def test_a_preset_of_another_autoencoder_is_refused_naming_the_keys(
+    place: Place, tmp_path: Path
+) -> None:
+    more = ("autoencoder.depth=2", "clip.width=32")
+    with pytest.raises(ConfigError, match=r"clip\.width=32 \(the autoencoder has 16\)"):
+        place.train("diffusion", tmp_path / "run", *more)
+
+
+def test_a_cache_whose_autoencoder_has_moved_says_how_to_name_it(
+    place: Place, tmp_path: Path
+) -> None:
+    shutil.copytree(place.first_stage, tmp_path / "ae")
+    api.encode(place.videos, tmp_path / "cache", autoencoder=str(tmp_path / "ae"), device="cpu")
+    (tmp_path / "ae").rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match=r"ae: no such folder .* it made .*cache: .*--autoencoder"):
+        place.train("diffusion", tmp_path / "run", cache=tmp_path / "cache")
+    moved = {"cache": tmp_path / "cache", "autoencoder": str(tmp_path / "moved")}
+    assert place.train("diffusion", tmp_path / "run", **moved, stop=stop_after(1)).step == 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
+    place: Place, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    wild = ("training.lr=1e30", "training.warmup_steps=0", "training.grad_clip=0")
+    with pytest.raises(PvdmError, match=rf"{run}: .* at step \d+; start another run .*init={run}"):
+        place.train("autoencoder", run, *wild, "training.log_every=1")
+    for rare in ("training.log_every=100", "training.checkpoint_every=1"):
+        wild = (*wild, rare)
+    with pytest.raises(PvdmError, match="weights are no longer finite"):
+        place.train("autoencoder", run, *wild)
+    for checkpoint in list_checkpoints(run):
+        weights = load_file(checkpoint / "state" / "training.safetensors")
+        live = [value for key, value in weights.items() if key.startswith("live.")]
+        assert all(bool(value.isfinite().all()) for value in live)
+
+
+def damaged(run: Path, tmp_path: Path, damage: Callable[[Path], object]) -> tuple[Path, Path]:
+    """Copy a run and damage its last checkpoint."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    last = list_checkpoints(copy)[-1]
+    damage(last)
+    return copy, last
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("state/state.json", Path.unlink, "state.json: not readable"),
+        ("state/state.json", lambda p: os.truncate(p, 20), "state.json: not readable"),
+        ("state/state.json", lambda p: p.write_text("{}"), "not a training state"),
+        ("state/training.safetensors", Path.unlink, "missing, though state.json lists it"),
+        ("state/training.safetensors", lambda p: os.truncate(p, 200), "200 bytes where state.json"),
+        ("model/WEIGHTS", lambda p: os.truncate(p, 200), "200 bytes where model.json says"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_as_good(
+    place: Place,
+    whole: Callable[[str], Path],
+    tmp_path: Path,
+    stage: str,
+    file: str,
+    damage: Callable[[Path], object],
+    said: str,
+) -> None:
+    file = file.replace("WEIGHTS", WEIGHTS[stage])
+    run, last = damaged(whole(stage), tmp_path, lambda step: damage(step / file))
+    with pytest.raises(ModelError) as found:
+        place.train(stage, run)
+    assert said in str(found.value)
+    assert f"remove {last} to go on from the checkpoint before" in str(found.value)
+    if said == "not a training state":  # one is enough to see that the advice works
+        shutil.rmtree(last)
+        assert place.train(stage, run).finished
+        assert difference(contents(run), contents(whole(stage))) == []
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, last = damaged(whole("autoencoder"), tmp_path, lambda s: (s / "model/model.json").unlink())
+    heard = Heard()
+    place.train("autoencoder", run, reporter=heard)
+    assert f"continuing {run} from step 10" in heard.lines
+    assert difference(contents(run), contents(whole("autoencoder"))) == []
+    assert (last / "model" / "model.json").is_file()
+
+
+def test_what_a_killed_run_left_is_cleared_away(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(whole("autoencoder"), tmp_path / "run"))
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000010", checkpoints / ".step-00000009.123.partial")
+    (checkpoints / "step-00000012").rename(checkpoints / ".step-00000012.123.old")
+    for name in (".latest.7.partial", ".config.yaml.7.partial", "samples/.step-1.mp4.7.partial"):
+        (run / name).write_text("half")
+    (run / "latest").write_text("step-00000099\n")
+    (run / "samples" / "step-00000012.mp4").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "loss"')
+    heard = Heard()
+    place.train("autoencoder", run, reporter=heard)
+    assert f"continuing {run} from step 12" in heard.lines  # put back from its .old
+    assert difference(contents(run), contents(whole("autoencoder"))) == []
+    assert load_model(run, "cpu").provenance["step"] == 12
+
+
+def test_a_kill_before_the_first_checkpoint_does_not_block_the_folder(
+    place: Place, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.yaml.7.partial").write_text("sta")
+    assert place.train("autoencoder", run, stop=stop_after(1)).step == 1
