@@ -33,10 +33,11 @@ WEIGHTS = {"autoencoder": "autoencoder.safetensors", "diffusion": "denoiser.safe
 def test_the_loss_falls_with_weights_in_full_precision(
     place: Place, tmp_path: Path, stage: str, precision: str
 ) -> None:
-    settings = (f"precision={precision}", "steps=24", "validate_every=24", "sample_every=0")
-    place.train(stage, tmp_path / "run", *(f"training.{each}" for each in settings))
+    settings = (f"precision={precision}", "steps=99", "validate_every=99", "sample_every=0")
+    more = [f"training.{each}" for each in settings]
+    place.train(stage, tmp_path / "run", *more, stop=stop_after(16))
     loss = series(tmp_path / "run", "loss")
-    assert len(loss) == 12
+    assert len(loss) == 8
     assert np.mean(loss[-4:]) < 0.8 * np.mean(loss[:3])
     state = load_file(list_checkpoints(tmp_path / "run")[-1] / "state" / "training.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
@@ -147,10 +148,10 @@ def test_a_finished_run_is_left_as_it_is(
 def test_a_batch_may_be_shared_out_over_accumulation_steps(
     place: Place, tmp_path: Path, stage: str
 ) -> None:
-    shared = ("training.steps=4", "training.log_every=1", "training.lr=1e-4")
-    place.train(stage, tmp_path / "a", *shared, "training.batch_size=4")
-    halves = ("training.batch_size=2", "training.accumulation=2")
-    place.train(stage, tmp_path / "b", *shared, *halves)
+    shared = ("training.log_every=1", "training.lr=1e-4")
+    whole, halves = ("training.batch_size=4",), ("training.accumulation=2",)
+    place.train(stage, tmp_path / "a", *shared, *whole, stop=stop_after(3))
+    place.train(stage, tmp_path / "b", *shared, *halves, stop=stop_after(3))
     for name in ("loss", "grad_norm"):
         expected = pytest.approx(series(tmp_path / "a", name), rel=2e-3)
         assert series(tmp_path / "b", name) == expected

@@ -39,7 +39,9 @@ def equal(run: Path, whole: Path) -> bool:
     return not differing
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", ["autoencoder", pytest.param("diffusion", marks=pytest.mark.slow)]
+)
 def test_killed_at_file_operations_a_run_still_ends_with_the_same_bytes(
     place: Place, whole: Callable[[str], Path], tmp_path: Path, stage: str
 ) -> None:
