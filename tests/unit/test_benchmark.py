@@ -324,7 +324,7 @@ def test_a_measured_step_is_a_whole_training_step(stage: str) -> None:
     config = run_config(stage)
     built = noise_stage(config, CPU)
     batch = built.draw(0, 0)
-    assert len(batch if stage == "autoencoder" else batch.z0) == 3
+    assert len(batch.frames if stage == "autoencoder" else batch.z0) == 3
     before = built.losses(built.network, batch)["loss"].item()
     step = train.stepper(built, config, CPU)
     for _ in range(5):
