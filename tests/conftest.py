@@ -4,12 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 SHARED = Path(__file__).parents[2] / "shared"
 
-if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `pvdm` itself; before torch is loaded
+
+
+def pytest_configure() -> None:
+    """Use a modest number of threads, unless told otherwise."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")
