@@ -200,6 +200,7 @@ def infer(
         raise ConfigError(
             f"{preset}: has no denoiser and diffusion sections; give --preset a diffusion preset"
         )
+    _refuse_idle(explicit, denoiser is not None)
     facts: Facts = {}
     if autoencoder is not None:
         facts |= autoencoder_facts(autoencoder)
@@ -214,6 +215,17 @@ def infer(
     if denoiser is None:  # an autoencoder alone need not fit the U-Net of a diffusion preset
         values |= {"stage": "autoencoder", "denoiser": None, "diffusion": None}
     return Inferred(parse_config(RunConfig, values, where=preset).model(), changes)
+
+
+def _refuse_idle(explicit: Mapping[str, Any], with_denoiser: bool) -> None:
+    """Refuse overrides that could change nothing: of training, or of a network not given."""
+    used = ["clip", "autoencoder", *(("denoiser", "diffusion") if with_denoiser else ())]
+    for section in explicit:
+        if section in RunConfig.model_fields and section not in used:
+            raise ConfigError(
+                f"{section}: an override of it would change nothing in this conversion; "
+                f"those of {', '.join(used)} do"
+            )
 
 
 def _check_agreement(one: Facts, two: Facts) -> None:

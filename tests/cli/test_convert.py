@@ -88,8 +88,8 @@ def test_either_network_may_be_absent(
     pvdm: Callable[..., Any], files: Files, tmp_path: Path, kind: str
 ) -> None:
     model, back = tmp_path / "model", tmp_path / "back"
-    sizes = ["clip.frames=4", "clip.height=32", "clip.width=48"] if kind == "denoiser" else []
-    result = pvdm(*imports(files, model, kind), HEADS, *sizes, "-q")
+    told = [HEADS, "clip.frames=4", "clip.height=32", "clip.width=48"]
+    result = pvdm(*imports(files, model, kind), *(told if kind == "denoiser" else []), "-q")
     assert (result.code, result.err) == (0, "")
     assert sorted(path.name for path in model.iterdir()) == [f"{kind}.safetensors", "model.json"]
     assert pvdm("convert", model, "--to-published", back, "-q").code == 0

@@ -301,3 +301,9 @@ def test_unrelated_tensors_and_values_are_named(tmp_path: Path) -> None:
     torch.save({**state, "step": 3}, tmp_path / "y.pth")
     with pytest.raises(ModelError, match="step is a int, not a tensor"):
         read_state(tmp_path / "y.pth", "autoencoder")
+
+
+@pytest.mark.parametrize("override", ["training.steps=5", "denoiser.num_heads=2"])
+def test_an_override_that_would_change_nothing_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition(".")[0]):
+        infer(PRESET, [override], weights("autoencoder", config()), None)
