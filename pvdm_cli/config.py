@@ -269,6 +269,11 @@ class RunConfig(ModelConfig):
         """Reject a diffusion stage without a denoiser."""
         if self.stage == "diffusion" and (self.denoiser is None or self.diffusion is None):
             raise ValueError("stage: diffusion needs the sections denoiser and diffusion")
+        if self.stage == "diffusion" and self.training.frozen != "none":
+            raise ValueError(
+                f"training.frozen={self.training.frozen} is for the autoencoder; in the diffusion "
+                "stage the autoencoder never changes"
+            )
         return self
 
     def model(self) -> ModelConfig:
