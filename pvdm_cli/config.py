@@ -103,6 +103,12 @@ class DenoiserConfig(Section):
         (1, 2, 4), description="factors at which each plane has attention of its own"
     )
     num_heads: int = Field(8, ge=1, description="attention heads")
+    positions: bool = Field(
+        False, description="learned embedding of plane and position; the published network has none"
+    )
+    normalise: bool = Field(
+        False, description="work on latents of mean 0 and variance 1, by the cache's statistics"
+    )
 
     @model_validator(mode="after")
     def _splittable_channels(self) -> Self:
@@ -132,7 +138,9 @@ class DiffusionConfig(Section):
     )
     objective: Literal["eps", "x0", "v"] = Field("eps", description="what the network predicts")
     prefix_prob: float = Field(0.3, ge=0, le=1, description="chance of training with the prefix")
-    clamp: bool = Field(True, description="clamp predicted z0 to [-1, 1] while sampling")
+    clamp: bool = Field(
+        True, description="clamp predicted z0 to the autoencoder's [-1, 1] while sampling"
+    )
 
     @model_validator(mode="after")
     def _rising_betas(self) -> Self:

@@ -125,6 +125,7 @@ def export_published(
     card = read_card(folder)
     config = parse_config(ModelConfig, card["config"], where=f"{folder}/model.json")
     kinds = [kind for kind in NETWORKS if f"{kind}.safetensors" in card["files"]]
+    _refuse_unpublishable(config, folder, kinds)
     make_folder(out)
     for kind in kinds:
         if (out / f"{kind}.pth").exists() and not overwrite:
@@ -137,6 +138,18 @@ def export_published(
         write_state(to_published(network.state_dict(), network, config), out / f"{kind}.pth")
         parameters[kind] = _count(network)
     return Conversion(out, [f"{kind}.pth" for kind in kinds], parameters, [])
+
+
+def _refuse_unpublishable(config: ModelConfig, folder: Path, kinds: Sequence[str]) -> None:
+    """Refuse a denoiser with parts that the published network does not have."""
+    if "denoiser" not in kinds or config.denoiser is None:
+        return
+    for key in ("positions", "normalise"):
+        if getattr(config.denoiser, key):
+            raise ModelError(
+                f"{folder}: has denoiser.{key}=true, which the published U-Net cannot hold; "
+                f"only models trained with denoiser.{key}=false can be written as published"
+            )
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pvdm_cli.diffusion.objective import Denoise
-from pvdm_cli.diffusion.samplers import Draw, OnStep, Predict, ddim_sample, ddpm_sample
+from pvdm_cli.diffusion.samplers import Bounds, Draw, OnStep, Predict, ddim_sample, ddpm_sample
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
+from pvdm_cli.models.denoiser import Denoiser
 
 Sampler = Literal["ddim", "ddpm"]
 
@@ -158,11 +159,12 @@ def _clips(
     """Run Algorithm 1's outer loop."""
     denoiser, _ = model.require_denoiser("this model")
     draw = noise_source(generators, model)
+    prefix = None if z_prefix is None else denoiser.normalise(z_prefix)
     for _ in range(num_clips):
-        num_steps = sampling.steps.first if z_prefix is None else sampling.steps.following
-        predict = predictor(denoiser, z_prefix, sampling.guidance)
-        z_prefix = _sample(model, predict, draw, num_steps, sampling, on_step)
-        yield z_prefix
+        num_steps = sampling.steps.first if prefix is None else sampling.steps.following
+        predict = predictor(denoiser, prefix, sampling.guidance)
+        prefix = _sample(model, predict, draw, num_steps, sampling, on_step)
+        yield denoiser.denormalise(prefix)
 
 
 def _sample(
@@ -173,9 +175,8 @@ def _sample(
     sampling: Sampling,
     on_step: OnStep | None,
 ) -> Tensor:
-    """Draw one clip's z0 [b, c, n] with the chosen sampler."""
-    schedule, config = model.schedule, model.config.diffusion
-    assert schedule is not None
+    """Draw one clip's z0 [b, c, n], in the denoiser's scale, with the chosen sampler."""
+    (denoiser, schedule), config = model.require_denoiser("this model"), model.config.diffusion
     assert config is not None
     ancestral = sampling.sampler == "ddpm" or num_steps == schedule.num_timesteps
     run = ddpm_sample if ancestral else partial(ddim_sample, eta=sampling.eta)
@@ -185,10 +186,17 @@ def _sample(
         schedule,
         num_steps=num_steps,
         draw=draw,
-        clamp=config.clamp,
+        clamp=_bounds(model, denoiser) if config.clamp else False,
         objective=config.objective,
         on_step=on_step,
     )
+
+
+def _bounds(model: Model, denoiser: Denoiser) -> Bounds:
+    """Least and greatest latents [c, n] of the autoencoder, in the denoiser's scale."""
+    latent = model.config.latent
+    ones = torch.ones(latent.c, latent.flat, device=model.device)
+    return denoiser.normalise(-ones), denoiser.normalise(ones)
 
 
 def predictor(denoiser: Denoise, z_prefix: Tensor | None, guidance: float) -> Predict:

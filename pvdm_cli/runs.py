@@ -188,7 +188,9 @@ def _diffusion_stage(
     check_cache(config, cache, encoder)
     with _seeded(config.training.seed):
         network = Denoiser(config.model())
-    if config.init:
+    if network.scale is not None:
+        network.scale.set(cache.manifest.mean, cache.manifest.std)
+    if config.init:  # brings the scale that its weights are made for
         before = load_model(config.init, "cpu")
         if before.denoiser is None:
             raise ModelError(f"init={config.init}: holds no denoiser to start from")

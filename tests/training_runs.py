@@ -59,6 +59,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "num_res_blocks": 1,
             "attention_downsamplings": [1],
             "num_heads": 2,
+            "positions": True,
+            "normalise": True,
         },
         # Few and noisy timesteps: quick to sample, and there is much that can be learnt at once.
         "diffusion": {

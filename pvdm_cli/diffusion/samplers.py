@@ -18,6 +18,7 @@ from pvdm_cli.diffusion.schedule import Schedule
 Predict = Callable[[Tensor, Tensor], Tensor]  # (z_t, t int64 [b]) -> prediction like z_t
 Draw = Callable[[int], Tensor]  # step k -> N(0, I) like z_t
 OnStep = Callable[[int, int], None]  # (step k, num_steps), after the step
+Bounds = tuple[Tensor, Tensor]  # least and greatest z0, broadcast against it
 
 
 def timesteps(num_timesteps: int, num_steps: int) -> list[int]:
@@ -86,7 +87,7 @@ def ddim_sample(
     num_steps: int,
     eta: float = 0.0,
     draw: Draw | None = None,
-    clamp: bool = True,
+    clamp: bool | Bounds = True,
     objective: Objective = "eps",
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -102,7 +103,7 @@ def ddim_sample(
         num_steps: Steps N, at most T.
         eta: 0 is deterministic, 1 has the variance of ancestral sampling.
         draw: Noise of step k in 1..N-1; not called at eta = 0.
-        clamp: Clamp each predicted z0 to [-1, 1].
+        clamp: Clamp each predicted z0: True to [-1, 1], or to bounds of its own.
         objective: What `predict` returns: eps, x0 or v.
         on_step: Called as (k, N) after each step.
 
@@ -120,7 +121,7 @@ def ddim_sample(
     for step in plan(schedule, num_steps):
         prediction = _ask(predict, z_t, step.t)
         z0 = x0_from(objective, prediction, z_t, step.signal, step.noise)
-        z0 = z0.clamp(-1, 1) if clamp else z0
+        z0 = _clamped(z0, clamp)
         if step.k < num_steps:
             eps = eps_from(objective, prediction, z_t, step.signal, step.noise)
             sigma = eta * step.posterior_std
@@ -142,7 +143,7 @@ def ddpm_sample(
     *,
     draw: Draw,
     num_steps: int | None = None,
-    clamp: bool = True,
+    clamp: bool | Bounds = True,
     objective: Objective = "eps",
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -158,7 +159,7 @@ def ddpm_sample(
         schedule: Noise levels.
         draw: Noise of step k in 1..N-1.
         num_steps: Steps N; all T when None.
-        clamp: Clamp each predicted z0 to [-1, 1].
+        clamp: Clamp each predicted z0: True to [-1, 1], or to bounds of its own.
         objective: What `predict` returns: eps, x0 or v.
         on_step: Called as (k, N) after each step.
 
@@ -173,7 +174,7 @@ def ddpm_sample(
     for step in plan(schedule, num_steps):
         prediction = _ask(predict, z_t, step.t)
         z0 = x0_from(objective, prediction, z_t, step.signal, step.noise)
-        z0 = z0.clamp(-1, 1) if clamp else z0
+        z0 = _clamped(z0, clamp)
         if step.k < num_steps:
             z_t = posterior_mean(step, z0, z_t) + step.posterior_std * draw(step.k)
         else:
@@ -181,6 +182,13 @@ def ddpm_sample(
         if on_step is not None:
             on_step(step.k, num_steps)
     return z_t
+
+
+def _clamped(z0: Tensor, clamp: bool | Bounds) -> Tensor:
+    """Clamp z0 if it is asked for."""
+    if isinstance(clamp, bool):
+        return z0.clamp(-1, 1) if clamp else z0
+    return z0.clamp(*clamp)
 
 
 def _ask(predict: Predict, z_t: Tensor, t: int) -> Tensor:

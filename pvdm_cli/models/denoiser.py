@@ -10,44 +10,25 @@ planes, m heads, d head size. A *grid* is [b, p, y, x, c]; the features of a cli
 grids, one per plane shape.
 """
 
-from itertools import groupby
 from math import log
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvdm_cli.config import DenoiserConfig, LatentShape, ModelConfig
+from pvdm_cli.config import DenoiserConfig, ModelConfig
 from pvdm_cli.models.layers import attention
+from pvdm_cli.models.triplane import (
+    LatentScale,
+    PlaneGroup,
+    PositionEmbedding,
+    group_planes,
+    join_tokens,
+    split_tokens,
+)
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
-
-
-class PlaneGroup(NamedTuple):
-    """Neighbouring planes of one shape, processed as one batch."""
-
-    planes: int
-    y: int
-    x: int
-
-
-def group_planes(latent: LatentShape) -> list[PlaneGroup]:
-    """Group the planes hw, sw, sh by shape, keeping their order in the flat latent."""
-    shapes = [(latent.h, latent.w), (latent.s, latent.w), (latent.s, latent.h)]
-    return [PlaneGroup(len(list(same)), *shape) for shape, same in groupby(shapes)]
-
-
-def split_tokens(tokens: Tensor, groups: list[PlaneGroup]) -> list[Tensor]:
-    """Split tokens [b, n, c] into grids [b, p, y, x, c]; views, nothing is copied."""
-    parts = tokens.split([planes * y * x for planes, y, x in groups], dim=1)
-    return [part.unflatten(1, group) for part, group in zip(parts, groups, strict=True)]
-
-
-def join_tokens(grids: list[Tensor]) -> Tensor:
-    """Lay the tokens of all planes side by side: [b, n, c]."""
-    tokens = [grid.flatten(1, 3) for grid in grids]
-    return tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -227,6 +208,8 @@ class Denoiser(nn.Module):
             nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base), nn.SiLU()
         )
         self.conv_in = nn.Conv2d(2 * latent_channels, base, 3, padding=1)
+        self.positions = PositionEmbedding(self.latent, base) if config.positions else None
+        self.scale = LatentScale(self.latent) if config.normalise else None
         self.input_blocks, skips = input_blocks(config)
         channels = skips[-1]
         self.middle_block = Block(
@@ -247,6 +230,14 @@ class Denoiser(nn.Module):
         self.film_sizes = [2 * residual.out_channels for residual in residuals]
         self.film = nn.Linear(4 * base, sum(self.film_sizes))
 
+    def normalise(self, z: Tensor) -> Tensor:
+        """Bring latents [b, c, n] of the autoencoder to the scale this network works in."""
+        return z if self.scale is None else self.scale.apply_to(z)
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """Bring latents [b, c, n] of this network back to the autoencoder's scale."""
+        return z if self.scale is None else self.scale.undo(z)
+
     def films(self, t: Tensor) -> list[Tensor]:
         """Return scale and shift [b, 2c] of every residual block at timesteps [b]."""
         embedding = timestep_embedding(t, self.base_channels).to(self.film.weight.dtype)
@@ -254,6 +245,8 @@ class Denoiser(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, z_prefix: Tensor | None = None) -> Tensor:
         """Predict from z_t [b, c, n] at t int64 [b]; z_prefix None is the null prefix, zeros.
+
+        Both are in the scale of this network (`normalise`), and so is the prediction.
 
         Returns:
             The prediction [b, c, n], in the dtype of z_t.
@@ -268,6 +261,9 @@ class Denoiser(nn.Module):
         tokens = torch.cat([z_t, prefix], dim=1).to(self.conv_in.weight.dtype).transpose(1, 2)
         grids = split_tokens(tokens.contiguous(), self.groups)
         grids = [self._stem(grid) for grid in grids]
+        if self.positions is not None:
+            places = split_tokens(self.positions()[None], self.groups)
+            grids = [grid + place for grid, place in zip(grids, places, strict=True)]
         skips = [grids]
         for block in self.input_blocks:
             grids = block(grids, films)

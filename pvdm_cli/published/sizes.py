@@ -162,6 +162,8 @@ def denoiser_facts(weights: Weights) -> Facts:
         "denoiser.channel_multipliers": Fact(tuple(multipliers), blocks),
         "denoiser.num_res_blocks": Fact(num_blocks - 1, blocks),
         "denoiser.attention_downsamplings": Fact(tuple(attended), blocks),
+        "denoiser.positions": Fact(False, f"{weights.where}: published U-Nets have none"),
+        "denoiser.normalise": Fact(False, f"{weights.where}: published U-Nets do not"),
     }
 
 

@@ -30,7 +30,8 @@ class Batch(NamedTuple):
     """Latents and everything drawn for them."""
 
     z0: Tensor  # [b, c, n]
-    z_prefix: Tensor  # [b, c, n], zeros where the null prefix is trained
+    z_prefix: Tensor  # [b, c, n], anything where the null prefix is trained
+    keep: Tensor  # bool [b], False where the null prefix is trained
     t: Tensor  # int64 [b]
     eps: Tensor  # [b, c, n]
 
@@ -67,8 +68,7 @@ class DiffusionStage:
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of the prediction."""
-        batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
-        return {"loss": self._per_sample(network, batch).mean()}
+        return {"loss": self._per_sample(network, self._at_device(batch)).mean()}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Loss on held-out videos at fixed draws, with the prefix where there is one and without."""
@@ -82,11 +82,9 @@ class DiffusionStage:
         for start in range(0, len(rows), settings.batch_size):
             now = slice(start, start + settings.batch_size)
             part = rows[now]
-            batch = self._batch(part, keys[now], prefix_prob=1.0)
-            batch = Batch(*(tensor.to(self.device) for tensor in batch))
-            has_prefix = (self.predecessor[part] >= 0).to(self.device)
-            given.append(self._per_sample(network, batch)[has_prefix])
-            without = batch._replace(z_prefix=torch.zeros_like(batch.z_prefix))
+            batch = self._at_device(self._batch(part, keys[now], prefix_prob=1.0))
+            given.append(self._per_sample(network, batch)[batch.keep])
+            without = batch._replace(keep=torch.zeros_like(batch.keep))
             null.append(self._per_sample(network, without))
         found = {"val_loss": float(torch.cat(null).mean())}
         if with_prefix := torch.cat(given).tolist():
@@ -104,13 +102,19 @@ class DiffusionStage:
         """Show sampled videos."""
         self.show(self.model(network), path)
 
+    def _at_device(self, batch: Batch) -> Batch:
+        """Bring a batch to the network, and its latents to the network's scale."""
+        batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+        z0, z_prefix = self.network.normalise(batch.z0), self.network.normalise(batch.z_prefix)
+        return batch._replace(z0=z0, z_prefix=z_prefix)
+
     def _per_sample(self, network: nn.Module, batch: Batch) -> Tensor:
         """Loss of each sample [b]."""
         return diffusion_loss(
             network,
             self.schedule,
             batch.z0,
-            batch.z_prefix,
+            mask_prefix(batch.z_prefix, batch.keep),
             batch.t,
             batch.eps,
             self.diffusion.objective,
@@ -126,7 +130,7 @@ class DiffusionStage:
         coin = self.diffusion.prefix_prob if prefix_prob is None else prefix_prob
         generators = [generator("cpu", *key) for key in keys]
         draws = draw(z0, self.diffusion.num_timesteps, coin, generators)
-        return Batch(z0, mask_prefix(z_prefix, draws.keep, before >= 0), draws.t, draws.eps)
+        return Batch(z0, z_prefix, draws.keep & (before >= 0), draws.t, draws.eps)
 
 
 def check_cache(config: RunConfig, cache: Cache, autoencoder: Model) -> None:

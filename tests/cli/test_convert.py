@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from recipe import published_state
 from torch import Tensor
 
 from pvdm_cli.config import ModelConfig
 from pvdm_cli.latents import flatten
-from pvdm_cli.model import load_model
+from pvdm_cli.model import Model, load_model, save_model
+from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.published.files import write_state
 
 SIZES = ModelConfig.model_validate(
@@ -123,6 +126,26 @@ def test_refusals_are_one_sentence(
     filled = [word.format(tmp=tmp_path, ae=files["autoencoder"]) for word in words]
     assert says in refusal("convert", *filled)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("key", ["positions", "normalise"])
+def test_a_denoiser_with_more_than_the_published_one_is_not_written_as_one(
+    pvdm: Callable[..., Any],
+    refusal: Callable[..., str],
+    files: Files,
+    tmp_path: Path,
+    key: str,
+) -> None:
+    config = tiny.CONFIG.model_copy(
+        update={"denoiser": tiny.CONFIG.denoiser.model_copy(update={key: True})}  # type: ignore[union-attr]
+    )
+    save_model(Model(config, Autoencoder(config), Denoiser(config)), tmp_path / "model")
+    said = refusal("convert", tmp_path / "model", "--to-published", tmp_path / "back")
+    assert f"denoiser.{key}=true" in said
+    assert not (tmp_path / "back").exists()
+
+    words = imports(files, tmp_path / "imported", "autoencoder", "denoiser")
+    assert f"denoiser.{key}=True contradicts" in refusal(*words, HEADS, f"denoiser.{key}=true")
 
 
 def test_what_is_there_is_replaced_only_when_asked(

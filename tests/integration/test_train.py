@@ -14,10 +14,11 @@ from training_runs import Heard, Place, contents, difference, metrics, series, s
 
 from pvdm_cli import api
 from pvdm_cli.config import ClipConfig
+from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.errors import DataError
-from pvdm_cli.model import list_checkpoints, load_model
+from pvdm_cli.model import list_checkpoints, load_model, save_model
 from pvdm_cli.training.autoencoder import psnr
 from pvdm_cli.video.pixels import to_float
 from pvdm_cli.video.read import probe
@@ -205,6 +206,28 @@ def test_init_starts_from_given_weights_and_is_needed_only_once(
         torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-5)
     shutil.rmtree(tmp_path / "start")
     assert place.train(stage, run, *more, "training.steps=3").finished
+
+
+def test_the_scale_of_the_latents_is_the_caches_or_that_of_the_weights_taken_over(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = load_model(whole("diffusion"), "cpu")
+    assert model.denoiser is not None
+    scale = model.denoiser.scale
+    assert scale is not None
+    manifest = Cache.open(place.cache).manifest
+    torch.testing.assert_close(scale.mean, torch.tensor(manifest.mean))
+    torch.testing.assert_close(scale.std, torch.tensor(manifest.std))
+
+    scale.mean.add_(1)  # as if these weights had been trained on another cache
+    save_model(model, tmp_path / "other")
+    run, options = tmp_path / "run", (f"init={tmp_path / 'other'}", "training.steps=2")
+    place.train("diffusion", run, *options, stop=stop_after(1))
+    place.train("diffusion", run, *options)
+    found = load_model(run, "cpu").denoiser
+    assert found is not None
+    assert found.scale is not None
+    assert torch.equal(found.scale.mean, scale.mean)
 
 
 def test_overwrite_starts_afresh_and_removes_only_what_a_run_writes(

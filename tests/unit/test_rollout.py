@@ -36,6 +36,12 @@ class Recorder(nn.Module):
         shift = 0.0 if z_prefix is None else 0.3 * z_prefix
         return (z_t * 0.9 + shift + t[:, None, None] / 100).sin()
 
+    def normalise(self, z: Tensor) -> Tensor:
+        return z
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        return z
+
 
 def recorded() -> tuple[Model, Recorder]:
     """A model with real sizes and a recorder for a denoiser."""
