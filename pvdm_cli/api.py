@@ -17,8 +17,9 @@ from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
 from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.decoding import DecodeResult, decode_cache
-from pvdm_cli.demo import DemoResult, run_demo
+from pvdm_cli.demo import DemoResult
 from pvdm_cli.demo import estimate_hours as demo_hours
+from pvdm_cli.demo import run_demo as demo
 from pvdm_cli.describe import Description, describe
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
@@ -222,27 +223,3 @@ def draw_skies(
 def plan(preset: str, overrides: Sequence[str] = ()) -> Plan:
     """Say what a training run would be: resolved configuration, parameters, memory, disk."""
     return plan_run(load_config(preset, overrides))
-
-
-def demo(
-    out: Path,
-    *,
-    data: Path | None = None,
-    from_scratch: bool = False,
-    minutes: float = 1.0,
-    frames: int = 128,
-    seed: int = 0,
-    device: str = "auto",
-    reporter: Reporter = SILENT,
-) -> DemoResult:
-    """Go through every stage once; see `demo.run_demo`."""
-    return run_demo(
-        out,
-        data=data,
-        from_scratch=from_scratch,
-        minutes=minutes,
-        frames=frames,
-        seed=seed,
-        device=device,
-        reporter=reporter,
-    )
