@@ -187,9 +187,6 @@ class TrainingConfig(Section):
     betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="momenta of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 turns it off")
-    frozen: Literal["none", "encoder"] = Field(
-        "none", description="encoder: train the decoder alone (a cache's latents stay as they are)"
-    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the forward pass; fp16 needs a GPU"
     )
@@ -277,11 +274,6 @@ class RunConfig(ModelConfig):
         """Reject a diffusion stage without a denoiser."""
         if self.stage == "diffusion" and (self.denoiser is None or self.diffusion is None):
             raise ValueError("stage: diffusion needs the sections denoiser and diffusion")
-        if self.stage == "diffusion" and self.training.frozen != "none":
-            raise ValueError(
-                f"training.frozen={self.training.frozen} is for the autoencoder; in the diffusion "
-                "stage the autoencoder never changes"
-            )
         return self
 
     def model(self) -> ModelConfig:

@@ -67,9 +67,6 @@ class AutoencoderStage:
     ) -> None:
         self.config, self.network, self.train, self.show = config, network, train, show
         self.held_out = held_out
-        if config.training.frozen == "encoder":
-            network.encoder.requires_grad_(False)
-            network.projections.requires_grad_(False)
         self.device = next(network.parameters()).device
         self.validation = (
             held_out.first_windows(config.training.validation_clips) if held_out else None

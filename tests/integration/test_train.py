@@ -114,25 +114,15 @@ def test_a_run_stopped_and_continued_equals_the_uninterrupted_one(
     assert difference(contents(run), contents(whole(stage))) == []
 
 
-def test_a_decoder_trained_on_noisy_latents_leaves_the_encoder_as_it_was(
-    place: Place, tmp_path: Path
+def test_noise_on_the_latents_changes_what_is_learnt_and_goes_on_as_it_was(
+    place: Place, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    more = ("loss.latent_noise=0.1", "training.frozen=encoder", f"init={place.first_stage}")
-    place.train("autoencoder", tmp_path / "whole", *more)
-    place.train("autoencoder", tmp_path / "run", *more, stop=stop_after(4))
-    place.train("autoencoder", tmp_path / "run", *more)
+    noisy = "loss.latent_noise=0.1"
+    place.train("autoencoder", tmp_path / "whole", noisy)
+    place.train("autoencoder", tmp_path / "run", noisy, stop=stop_after(4))
+    place.train("autoencoder", tmp_path / "run", noisy)
     assert difference(contents(tmp_path / "run"), contents(tmp_path / "whole")) == []
-    before, after = (
-        load_model(path, "cpu").autoencoder.state_dict()
-        for path in (place.first_stage, tmp_path / "run")
-    )
-    same = {key for key in before if torch.equal(before[key], after[key])}
-    assert {key.split(".")[0] for key in same} == {"encoder", "projections"}
-    assert {key.split(".")[0] for key in before.keys() - same} == {
-        *("from_latent", "decoder", "to_pixels")
-    }
-    place.train("autoencoder", tmp_path / "calm", *more[1:])
-    assert series(tmp_path / "calm", "loss") != series(tmp_path / "run", "loss")
+    assert series(tmp_path / "run", "loss") != series(whole("autoencoder"), "loss")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -171,9 +171,3 @@ def test_a_section_may_be_validated_on_its_own() -> None:
     assert config.training.batch_size == 8
     with pytest.raises(ConfigError, match="here: unknown key 'x'"):
         parse_config(RunConfig, {"stage": "autoencoder", "x": 1}, where="here")
-
-
-def test_freezing_the_encoder_belongs_to_the_autoencoder_stage() -> None:
-    assert load_config("demo/autoencoder", ["training.frozen=encoder"])
-    with pytest.raises(ConfigError, match="never changes"):
-        load_config("demo/diffusion", ["training.frozen=encoder"])
