@@ -138,6 +138,9 @@ class DiffusionConfig(Section):
     )
     objective: Literal["eps", "x0", "v"] = Field("eps", description="what the network predicts")
     prefix_prob: float = Field(0.3, ge=0, le=1, description="chance of training with the prefix")
+    overlap: int = Field(
+        0, ge=0, description="frames a clip shares with the one before, at most half; published: 0"
+    )
     clamp: bool = Field(
         True, description="clamp predicted z0 to the autoencoder's [-1, 1] while sampling"
     )
@@ -231,6 +234,11 @@ class ModelConfig(Section):
                     f"clip.{side}={getattr(self.clip, side)} is not a multiple of "
                     f"autoencoder.patch={self.autoencoder.patch}"
                 )
+        if self.diffusion is not None and 2 * self.diffusion.overlap > self.clip.frames:
+            raise ValueError(
+                f"diffusion.overlap={self.diffusion.overlap} is more than half of "
+                f"clip.frames={self.clip.frames}"
+            )
         if self.denoiser is not None:
             divisor, latent = self.denoiser.divisor, self.latent
             sides = {
@@ -257,6 +265,11 @@ class ModelConfig(Section):
             h=self.clip.height // patch,
             w=self.clip.width // patch,
         )
+
+    def num_clips(self, frames: int) -> int:
+        """Clips that a roll-out needs for so many frames."""
+        overlap = self.diffusion.overlap if self.diffusion else 0
+        return max(1, -(-(frames - overlap) // (self.clip.frames - overlap)))
 
 
 class RunConfig(ModelConfig):

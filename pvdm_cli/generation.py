@@ -134,7 +134,7 @@ def generate(
     batches = [
         missing[k : k + request.batch_size] for k in range(0, len(missing), request.batch_size)
     ]
-    clips = -(-request.frames // model.config.clip.frames)
+    clips = model.config.num_clips(request.frames)
     reporter.start("sampling", total=len(batches) * request.sampling.num_calls(clips), unit="step")
     try:
         for batch in batches:
@@ -196,7 +196,7 @@ def _draw_batch(
     left = request.frames
     stream = rollout(
         model,
-        -(-request.frames // clip.frames),
+        model.config.num_clips(request.frames),
         generators=[generator(model.device, request.seed, i) for i in numbers],
         sampling=request.sampling,
         on_step=lambda k, num_steps: reporter.advance(),

@@ -102,10 +102,11 @@ def rollout(
     z_prefix: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the pixels x [b, 3, s, H, W] in [-1, 1] of one clip after another (Algorithm 1).
+    """Yield pixels x [b, 3, s, H, W] in [-1, 1], clip by clip (Algorithm 1).
 
     A clip is decoded as soon as its latent is ready. Video i draws from generators[i] alone, so it
-    is the same in any batch, up to float rounding.
+    is the same in any batch, up to float rounding. A model trained with `diffusion.overlap` draws
+    the last frames of a clip again with the next one; the two fade into each other.
 
     Args:
         model: With a denoiser; on the device to sample on.
@@ -232,6 +233,22 @@ def noise_source(generators: Sequence[torch.Generator], model: Model) -> Draw:
 
 @torch.inference_mode()
 def _decoded(model: Model, latents: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Decode each latent when it comes."""
+    """Decode each latent when it comes; keep back the frames that the next clip shares."""
+    assert model.config.diffusion is not None
+    overlap = model.config.diffusion.overlap
+    shared: Tensor | None = None
     for z0 in latents:
-        yield model.autoencoder.decode(unflatten(z0, model.config.latent))
+        x = model.autoencoder.decode(unflatten(z0, model.config.latent))
+        if overlap and shared is not None:
+            x = torch.cat([cross_fade(shared, x[:, :, :overlap]), x[:, :, overlap:]], dim=2)
+        ready = x.shape[2] - overlap
+        yield x[:, :, :ready]
+        shared = x[:, :, ready:]
+    if overlap and shared is not None:
+        yield shared
+
+
+def cross_fade(before: Tensor, after: Tensor) -> Tensor:
+    """Fade one rendering of the same frames [b, 3, s, H, W] into another, frame by frame."""
+    weight = torch.linspace(0, 1, before.shape[2] + 2, device=before.device)[1:-1]
+    return before.lerp(after, weight[:, None, None].to(before.dtype))

@@ -51,18 +51,20 @@ def _noise_clips(config: RunConfig) -> Clips:
 def _noise_cache(config: RunConfig, path: Path) -> Cache:
     """Write a latent cache of one video of noise, whose second clip continues the first."""
     latent, clip = config.latent, config.clip
+    assert config.diffusion is not None
+    later = clip.frames - config.diffusion.overlap
     identity = Identity(
         fingerprint="0" * 64,
         clip=clip,
         patch=config.autoencoder.patch,
         channels=latent.c,
-        window_stride=clip.frames,
+        window_stride=later,
     )
     draw = np.random.default_rng(config.training.seed)
     z = draw.uniform(-1, 1, (2, latent.c, latent.flat)).astype(np.float16)
     with CacheWriter(path, identity) as writer:
         (row,) = writer.plan([Stamp("noise", 0, 0)]).todo
-        writer.add(np.array([[row.video, 0, -1], [row.video, identity.span, -1]]), z)
-        writer.end_video(row.video, frames=2 * clip.frames, fps=None)
+        writer.add(np.array([[row.video, 0, -1], [row.video, identity.step, -1]]), z)
+        writer.end_video(row.video, frames=later + clip.frames, fps=None)
         writer.finish()
     return Cache.open(path, in_memory=True)

@@ -180,14 +180,9 @@ def measure(job: SampleJob, on_step: Callable[[], None] = lambda: None) -> dict[
     }
 
 
-def _num_clips(model: Model, job: SampleJob) -> int:
-    """Clips of the video."""
-    return -(-job.frames // model.config.clip.frames)
-
-
 def _whole(model: Model, job: SampleJob, on_step: Callable[[], None]) -> float:
     """Time the whole video."""
-    clips = _num_clips(model, job)
+    clips = model.config.num_clips(job.frames)
     return seconds_of(lambda: _synthesise(model, clips, job.steps, job.seed, on_step), model.device)
 
 
@@ -230,5 +225,5 @@ def _extrapolated(model: Model, job: SampleJob, on_step: Callable[[], None]) -> 
             to_uint8(model.autoencoder.decode(unflatten(z_prefix, latent))).cpu()
 
     first, following, decoding = step(None), step(z_prefix), seconds_of(decode, device)
-    more = _num_clips(model, job) - 1
+    more = model.config.num_clips(job.frames) - 1
     return job.steps.first * first + decoding + more * (job.steps.following * following + decoding)

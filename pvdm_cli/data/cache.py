@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
     """Row numbers of consecutive clips, and of the clips that continue none."""
 
     first: Tensor  # int64 [m]
-    next: Tensor  # int64 [m]: row next[i] continues row first[i] without gap or overlap
+    next: Tensor  # int64 [m]: row next[i] continues row first[i]
     alone: Tensor  # int64: rows without predecessor; they can only be learnt unconditionally
 
 
@@ -97,9 +97,14 @@ class Cache:
             return self._z[wanted].to(dtype)
         return torch.from_numpy(self._read(wanted.numpy())).to(dtype)
 
-    def pairs(self) -> Pairs:
-        """Find every clip whose continuation, `clip.frames` later in the same video, is cached."""
-        span = self.manifest.span
+    def pairs(self, overlap: int = 0) -> Pairs:
+        """Find every clip whose continuation in the same video is cached.
+
+        Args:
+            overlap: Frames that a clip and its continuation share; 0 means they touch.
+        """
+        clip = self.manifest.clip
+        span = (clip.frames - overlap) * clip.frame_stride
         video, first = self.index[:, 0], self.index[:, 1]
         # Rows are sorted by this key, and a continuation's key is larger by exactly one span.
         key = video * (int(first.max()) + span + 1) + first

@@ -40,11 +40,6 @@ class Identity(Section):
         )
 
     @property
-    def span(self) -> int:
-        """Source frames from the start of a clip to the start of the one that continues it."""
-        return self.clip.frames * self.clip.frame_stride
-
-    @property
     def step(self) -> int:
         """Source frames from the start of a clip to the start of the next one cached."""
         return self.window_stride * self.clip.frame_stride

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pvdm_cli.config import RunConfig
+from pvdm_cli.config import DiffusionConfig, RunConfig
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import Source, split
 from pvdm_cli.diffusion.objective import diffusion_loss, draw, mask_prefix
@@ -55,7 +55,7 @@ class DiffusionStage:
         self.autoencoder = autoencoder
         self.schedule = Schedule.from_config(config.diffusion)
         self.device = next(network.parameters()).device
-        self.predecessor = _predecessors(cache)  # [rows], -1 where a clip continues none
+        self.predecessor = _predecessors(cache, self.diffusion)  # -1 where a clip continues none
         self.train, self.held_out = _split_rows(cache, config.data.holdout)
 
     def draw(self, step: int, micro: int) -> Batch:
@@ -157,10 +157,22 @@ def check_cache(config: RunConfig, cache: Cache, autoencoder: Model) -> None:
             raise ConfigError(f"preset and autoencoder do not match: {pairs}")
 
 
-def _predecessors(cache: Cache) -> Tensor:
-    """Row number of the clip before each clip, -1 where there is none."""
+def _predecessors(cache: Cache, diffusion: DiffusionConfig) -> Tensor:
+    """Row number [rows] of the clip before each clip, -1 where there is none.
+
+    Raises:
+        DataError: If the cache's window stride leaves all clips without one.
+    """
+    manifest = cache.manifest
+    later = manifest.clip.frames - diffusion.overlap
+    if diffusion.prefix_prob and later % manifest.window_stride:
+        raise DataError(
+            f"cache {cache.path} has a clip every {manifest.window_stride} frames, so none starts "
+            f"{later} frames after another: encode again with a --window-stride that divides "
+            f"{later}, or train with diffusion.prefix_prob=0"
+        )
     before = torch.full((len(cache),), -1, dtype=torch.int64)
-    pairs = cache.pairs()
+    pairs = cache.pairs(diffusion.overlap)
     before[pairs.next] = pairs.first
     return before
 

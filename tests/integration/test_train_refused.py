@@ -58,6 +58,7 @@ def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
         ("autoencoder", [], {"data": Path("nowhere")}, "nowhere: no such file"),
         ("diffusion", [], {"cache": Path("nowhere")}, "no cache at nowhere"),
         ("diffusion", [], {"autoencoder": "nowhere"}, "nowhere: no such folder"),
+        ("diffusion", ["diffusion.overlap=3"], {}, "a --window-stride that divides 5, or train"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(

@@ -130,6 +130,10 @@ def test_pairs_are_clips_that_touch_and_the_rest_is_alone(tmp_path: Path) -> Non
     assert cache.index[pairs.next].tolist() == [[0, 12, -1], [3, 12, -1]]
     assert cache.index[pairs.alone, 1].tolist() == [0, 6, 0, 0, 6]
     assert cache.rows_of(3) == range(4, 7)
+    shared = cache.pairs(overlap=2)
+    assert cache.index[shared.first, 1].tolist() == [0, 6, 0, 6]
+    assert cache.index[shared.next, 1].tolist() == [6, 12, 6, 12]
+    assert len(cache.pairs(overlap=1).first) == 0
 
 
 def test_small_shards_are_merged_at_the_end_and_time_closes_one(tmp_path: Path) -> None:

@@ -171,3 +171,9 @@ def test_a_section_may_be_validated_on_its_own() -> None:
     assert config.training.batch_size == 8
     with pytest.raises(ConfigError, match="here: unknown key 'x'"):
         parse_config(RunConfig, {"stage": "autoencoder", "x": 1}, where="here")
+
+
+def test_clips_share_at_most_half_of_their_frames() -> None:
+    assert load_config("demo/diffusion", ["diffusion.overlap=8"])
+    with pytest.raises(ConfigError, match="overlap=9 is more than half"):
+        load_config("demo/diffusion", ["diffusion.overlap=9"])

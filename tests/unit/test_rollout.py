@@ -165,6 +165,43 @@ def test_clips_are_decoded_as_soon_as_each_latent_is_ready() -> None:
     assert len(denoiser.calls) == 8
 
 
+def with_overlap(overlap: int) -> Model:
+    """A model that draws the last frames of each clip again, with a recorder for a denoiser."""
+    assert CONFIG.diffusion is not None
+    diffusion = CONFIG.diffusion.model_copy(update={"overlap": overlap})
+    config = CONFIG.model_copy(update={"diffusion": diffusion})
+    return Model(config, recorded()[0].autoencoder, Recorder())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_clips_fade_into_each_other_where_they_share_frames(overlap: int) -> None:
+    model = with_overlap(overlap)
+    settings = Sampling(steps=Steps(5, 3))
+    pieces = list(rollout(model, 3, generators=generators(0, 1), sampling=settings))
+    assert [piece.shape[2] for piece in pieces] == [4 - overlap] * 3 + [overlap]
+    x = torch.cat(pieces, dim=2)
+    clips = [model.autoencoder.decode(unflatten(z0, CONFIG.latent)) for z0 in run(model, 3, 0, 1)]
+    kept = 4 - overlap
+    for i, clip in enumerate(clips):  # what no other clip shares is as decoded
+        start, stop = overlap if i else 0, kept if i < 2 else 4
+        torch.testing.assert_close(
+            x[:, :, i * kept + start : i * kept + stop], clip[:, :, start:stop]
+        )
+    for j in range(overlap):
+        weight = (j + 1) / (overlap + 1)
+        mixed = (1 - weight) * clips[0][:, :, kept + j] + weight * clips[1][:, :, j]
+        torch.testing.assert_close(x[:, :, kept + j], mixed)
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 2])
+@pytest.mark.parametrize("frames", [1, 3, 4, 5, 7, 8, 13])
+def test_a_rollout_has_as_many_clips_as_its_frames_need(overlap: int, frames: int) -> None:
+    config = with_overlap(overlap).config
+    clips = config.num_clips(frames)
+    assert 4 + (clips - 1) * (4 - overlap) >= frames
+    assert clips == 1 or 4 + (clips - 2) * (4 - overlap) < frames
+
+
 def recorded_with(model: Model) -> Model:
     """The same autoencoder with a fresh recorder."""
     return Model(CONFIG, model.autoencoder, Recorder())  # type: ignore[arg-type]
