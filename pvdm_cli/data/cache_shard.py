@@ -61,6 +61,7 @@ def read_layout(file: Path, shard: Shard, shape: LatentShape) -> Layout:
 def write_shard(file: Path, name: str, index: Rows, z: Latents, shape: LatentShape) -> Shard:
     """Write a shard to `file` and describe it under the name it will be visible by."""
     safetensors.numpy.save_file({"z": z, "index": index}, file)
+    file.chmod(0o644)  # the writer leaves it readable by its owner alone
     sums, squares = _plane_sums(z, shape)
     return Shard(
         name=name,
