@@ -136,7 +136,15 @@ class DiffusionConfig(Section):
     beta_end: float = Field(
         0.0195, gt=0, lt=1, description="last one; linear in its square root between"
     )
-    objective: Literal["eps", "x0", "v"] = Field("eps", description="what the network predicts")
+    objective: Literal["eps", "x0", "v", "flow"] = Field(
+        "eps", description="what the network predicts; flow brings its own noise levels"
+    )
+    zero_terminal_snr: bool = Field(
+        False, description="leave no signal at the last timestep; for x0 and v"
+    )
+    min_snr: float = Field(
+        0.0, ge=0, description="gamma of the min-SNR weighting of the loss, usually 5; 0: none"
+    )
     prefix_prob: float = Field(0.3, ge=0, le=1, description="chance of training with the prefix")
     overlap: int = Field(
         0, ge=0, description="frames a clip shares with the one before, at most half; published: 0"
@@ -150,6 +158,20 @@ class DiffusionConfig(Section):
         """Reject a schedule that falls."""
         if self.beta_end < self.beta_start:
             raise ValueError(f"beta_end={self.beta_end} is below beta_start={self.beta_start}")
+        return self
+
+    @model_validator(mode="after")
+    def _terminal_signal(self) -> Self:
+        """Reject a last timestep from which z0 cannot be told, and keys that change nothing."""
+        if self.zero_terminal_snr and self.objective == "eps":
+            raise ValueError(
+                "zero_terminal_snr=true leaves nothing of z0 at the last timestep, where "
+                "objective=eps needs some; use objective=v"
+            )
+        if self.objective == "flow":
+            for key in ("beta_start", "beta_end", "zero_terminal_snr"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"objective=flow has its own noise levels; leave out {key}")
         return self
 
 

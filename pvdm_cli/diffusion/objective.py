@@ -1,4 +1,4 @@
-"""What the network is asked for (eps, x0 or v), and the joint prefix / null training loss.
+"""What the network is asked for (eps, x0, v, flow), and the joint prefix / null training loss.
 
 Axes: b batch, c latent channels, n flat latent length. z0, z_t, eps, v and predictions: [b, c, n].
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pvdm_cli.diffusion.schedule import Schedule
 
-Objective = Literal["eps", "x0", "v"]
+Objective = Literal["eps", "x0", "v", "flow"]
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (z_t, t, z_prefix) -> prediction
 
 
@@ -53,6 +53,8 @@ def x0_from(
         return prediction
     if objective == "v":
         return signal * z_t - noise * prediction
+    if objective == "flow":
+        return (z_t - noise * prediction) / (signal + noise)
     return (z_t - noise * prediction) / signal
 
 
@@ -68,6 +70,8 @@ def eps_from(
         return prediction
     if objective == "v":
         return noise * z_t + signal * prediction
+    if objective == "flow":
+        return (z_t + signal * prediction) / (signal + noise)
     return (z_t - signal * prediction) / noise
 
 
@@ -75,7 +79,25 @@ def target(objective: Objective, schedule: Schedule, z0: Tensor, t: Tensor, eps:
     """What the network should have predicted at timestep t."""
     if objective == "eps":
         return eps
+    if objective == "flow":  # the velocity of the straight path from z0 to eps
+        return eps - z0
     return z0 if objective == "x0" else to_v(schedule, z0, t, eps)
+
+
+def min_snr_weight(objective: Objective, schedule: Schedule, t: Tensor, gamma: float) -> Tensor:
+    """Weight of each sample's loss [b] (Hang et al. 2023): min(SNR, gamma) on the error of z0.
+
+    An error of the prediction counts as the error of z0 it makes; for eps that is
+    min(SNR, gamma) / SNR, for v min(SNR, gamma) / (SNR + 1).
+    """
+    signal, noise = schedule.at(t, like=t.double())
+    snr = (signal / noise) ** 2
+    if objective == "eps":
+        return (gamma / snr).clamp(max=1)
+    weight = snr.clamp(max=gamma)
+    if objective == "x0":
+        return weight
+    return weight * (noise if objective == "v" else noise / (signal + noise)) ** 2
 
 
 class Draws(NamedTuple):
@@ -158,6 +180,7 @@ def diffusion_loss(
     t: Tensor,
     eps: Tensor,
     objective: Objective = "eps",
+    min_snr: float = 0.0,
 ) -> Tensor:
     """Loss of each sample [b] (Sec. 3.3): |target - denoise(z_t, t, z_prefix)|^2, mean over c, n.
 
@@ -169,6 +192,10 @@ def diffusion_loss(
         t: Timesteps, int64 [b].
         eps: Noise [b, c, n].
         objective: What the network predicts.
+        min_snr: gamma of the min-SNR weighting; 0 weighs all timesteps the same.
     """
     prediction = denoise(q_sample(schedule, z0, t, eps), t, z_prefix)
-    return squared_error(prediction, target(objective, schedule, z0, t, eps))
+    error = squared_error(prediction, target(objective, schedule, z0, t, eps))
+    if not min_snr:
+        return error
+    return error * min_snr_weight(objective, schedule, t, min_snr).to(error.dtype)

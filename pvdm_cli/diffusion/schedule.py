@@ -37,14 +37,38 @@ class Schedule:
         betas = self.betas
         if betas.ndim != 1 or betas.dtype != torch.float64:
             raise ValueError(f"betas must be float64 [T], got {betas.dtype} {list(betas.shape)}")
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError("every beta must lie between 0 and 1")
+        if not bool(((betas > 0) & (betas <= 1)).all() & (betas[:-1] < 1).all()):
+            raise ValueError("every beta must lie between 0 and 1; only the last may be 1")
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> Self:
-        """Build the published schedule: betas linear in their square root."""
+        """Build the published schedule (betas linear in their square root), or what was asked for."""
+        if config.objective == "flow":
+            return cls.flow(config.num_timesteps)
         start, end = config.beta_start**0.5, config.beta_end**0.5
-        return cls(torch.linspace(start, end, config.num_timesteps, dtype=torch.float64) ** 2)
+        schedule = cls(torch.linspace(start, end, config.num_timesteps, dtype=torch.float64) ** 2)
+        return schedule.without_terminal_signal() if config.zero_terminal_snr else schedule
+
+    @classmethod
+    def flow(cls, num_timesteps: int) -> Self:
+        """The straight path (1 - tau) z0 + tau eps of flow matching (Lipman et al. 2023).
+
+        Its points are scaled to unit variance, which changes neither the path of z0 and eps nor
+        Euler steps along it: these are DDIM's. tau = (t + 1) / T, so nothing of z0 is left at T.
+        """
+        tau = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        return cls._from_abar((1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2))
+
+    def without_terminal_signal(self) -> Self:
+        """Shift and scale sqrt(abar) so that it ends at 0 and starts as before (Lin et al. 2024)."""
+        signal = self.alphas_cumprod.sqrt()
+        first, last = signal[0], signal[-1]
+        return self._from_abar(((signal - last) * first / (first - last)) ** 2)
+
+    @classmethod
+    def _from_abar(cls, abar: Tensor) -> Self:
+        """Build the schedule with these alphas_cumprod."""
+        return cls(1 - abar / torch.cat([abar.new_ones(1), abar[:-1]]))
 
     @property
     def num_timesteps(self) -> int:

@@ -68,7 +68,8 @@ class DiffusionStage:
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of the prediction."""
-        return {"loss": self._per_sample(network, self._at_device(batch)).mean()}
+        loss = self._per_sample(network, self._at_device(batch), self.diffusion.min_snr)
+        return {"loss": loss.mean()}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Loss on held-out videos at fixed draws, with the prefix where there is one and without."""
@@ -108,8 +109,8 @@ class DiffusionStage:
         z0, z_prefix = self.network.normalise(batch.z0), self.network.normalise(batch.z_prefix)
         return batch._replace(z0=z0, z_prefix=z_prefix)
 
-    def _per_sample(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Loss of each sample [b]."""
+    def _per_sample(self, network: nn.Module, batch: Batch, min_snr: float = 0.0) -> Tensor:
+        """Loss of each sample [b]; validation weighs all timesteps the same."""
         return diffusion_loss(
             network,
             self.schedule,
@@ -118,6 +119,7 @@ class DiffusionStage:
             batch.t,
             batch.eps,
             self.diffusion.objective,
+            min_snr,
         )
 
     def _batch(

@@ -32,7 +32,7 @@ def test_noised_latents_have_the_variance_of_the_schedule() -> None:
     assert z_t.shape == eps.shape
 
 
-@pytest.mark.parametrize("name", ["eps", "x0", "v"])
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "flow"])
 def test_the_right_prediction_gives_back_both_z0_and_eps(name: objective.Objective) -> None:
     z0, eps, z_t = example()
     prediction = objective.target(name, SCHEDULE, z0, T, eps)
@@ -49,7 +49,7 @@ def test_velocity_is_the_derivative_of_z_t_along_the_noise_angle() -> None:
     torch.testing.assert_close((ahead - z_t) / d, v, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["eps", "x0", "v"])
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "flow"])
 def test_loss_of_each_sample_is_its_mean_squared_error(name: objective.Objective) -> None:
     z0, eps, z_t = example()
     wanted = objective.target(name, SCHEDULE, z0, T, eps)
@@ -65,6 +65,29 @@ def test_loss_of_each_sample_is_its_mean_squared_error(name: objective.Objective
     loss = objective.diffusion_loss(denoise, SCHEDULE, z0, prefix, T, eps, name)
     torch.testing.assert_close(loss, torch.tensor([0.0, 1.0, 4.0, 9.0], dtype=torch.float64))
     assert seen == [prefix]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 1e9])
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "flow"])
+def test_min_snr_weighs_the_error_of_z0_whatever_is_predicted(
+    name: objective.Objective, gamma: float
+) -> None:
+    z0, eps, z_t = example()
+    wrong = objective.target(name, SCHEDULE, z0, T, eps) + 0.1 * torch.cos(z_t)
+    loss = objective.diffusion_loss(
+        lambda z, t, z_prefix: wrong, SCHEDULE, z0, None, T, eps, name, min_snr=gamma
+    )
+    abar = SCHEDULE.alphas_cumprod[T]
+    error = objective.squared_error(objective.to_x0(name, SCHEDULE, z_t, T, wrong), z0)
+    torch.testing.assert_close(loss, (abar / (1 - abar)).clamp(max=gamma) * error)
+
+
+@pytest.mark.parametrize("name", ["x0", "v", "flow"])
+def test_min_snr_gives_no_weight_where_no_signal_is_left(name: objective.Objective) -> None:
+    schedule = SCHEDULE.without_terminal_signal()
+    weights = objective.min_snr_weight(name, schedule, torch.tensor([0, 999]), 5.0)
+    assert weights[1] == 0
+    assert weights[0] > 0
 
 
 def test_loss_of_half_precision_predictions_is_summed_in_float32() -> None:
@@ -121,10 +144,23 @@ def test_one_generator_per_sample_is_required() -> None:
         objective.draw(torch.zeros(2, 1, 1), 10, 0.5, [generator("cpu", 0)])
 
 
+def test_flow_is_the_derivative_along_the_straight_path() -> None:
+    z0, eps, _ = example()
+    schedule = Schedule.flow(1000)
+    tau = ((T + 1) / 1000)[:, None, None].double()
+    straight = (1 - tau) * z0 + tau * eps
+    scaled = objective.q_sample(schedule, z0, T, eps)
+    torch.testing.assert_close(scaled, straight / ((1 - tau) ** 2 + tau**2).sqrt())
+    d = 1e-6
+    ahead = (1 - tau - d) * z0 + (tau + d) * eps
+    velocity = objective.target("flow", schedule, z0, T, eps)
+    torch.testing.assert_close((ahead - straight) / d, velocity, rtol=1e-6, atol=1e-6)
+
+
 def test_guidance_may_be_applied_to_any_objective() -> None:
     # The conversions are affine in the prediction, so weights that sum to 1 commute with them.
     z0, eps, z_t = example()
-    for name, weight in product(("x0", "v"), (0.5, 3.0)):
+    for name, weight in product(("x0", "v", "flow"), (0.5, 3.0)):
         one = objective.target(name, SCHEDULE, z0, T, eps)
         two = one + 0.1 * z0
         mixed = objective.to_eps(name, SCHEDULE, z_t, T, (1 + weight) * one - weight * two)

@@ -81,6 +81,47 @@ def test_ddim_with_the_truth_stays_on_its_path(objective: Objective, num_steps: 
     assert seen == timesteps(1000, num_steps)[:-1]
 
 
+def test_ddim_is_eulers_method_along_the_straight_path_of_flow_matching() -> None:
+    schedule, target_of = Schedule.flow(1000), noise(1).tanh()
+
+    def velocity(z: Tensor, tau: float) -> Tensor:  # any field that is not constant along the path
+        return (z - target_of) * (1 + tau) + torch.sin(3 * z)
+
+    def straight(t: int) -> tuple[float, float]:
+        tau = (t + 1) / 1000
+        return tau, ((1 - tau) ** 2 + tau**2) ** 0.5
+
+    def predict(z_t: Tensor, t: Tensor) -> Tensor:
+        tau, norm = straight(int(t[0]))
+        return velocity(z_t * norm, tau)
+
+    z = noise(2)
+    found = ddim_sample(predict, z, schedule, num_steps=8, objective="flow", clamp=False)
+    for k in range(8, 0, -1):
+        tau, step = k / 8, 1 / 8
+        z = z - step * velocity(z, tau)
+    torch.testing.assert_close(found, z)
+
+
+@pytest.mark.parametrize("objective", ["x0", "v", "flow"])
+def test_samplers_start_where_no_signal_is_left(objective: Objective) -> None:
+    straight = objective == "flow"
+    schedule = Schedule.flow(1000) if straight else SCHEDULE.without_terminal_signal()
+    assert schedule.alphas_cumprod[-1] == 0
+    z0, eps = noise(1).tanh(), noise(2)
+
+    def predict(z_t: Tensor, t: Tensor) -> Tensor:
+        return target(objective, schedule, z0, t, eps)
+
+    for num_steps in (1, 2, 10, 1000):
+        found = ddim_sample(predict, eps, schedule, num_steps=num_steps, objective=objective)
+        torch.testing.assert_close(found, z0)
+        drawn = ddpm_sample(
+            predict, eps, schedule, num_steps=num_steps, objective=objective, draw=noise
+        )
+        assert drawn.isfinite().all()
+
+
 def test_ddim_step_is_equation_12_with_the_predicted_noise_kept_under_the_clamp() -> None:
     eps, z_T, drawn = noise(1), 3 * noise(2), noise(3)
     a, a_next = SCHEDULE.alphas_cumprod[[999, 499]]

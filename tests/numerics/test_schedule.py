@@ -54,6 +54,25 @@ def test_alphas_cumprod_equal_those_of_diffusers() -> None:
     )
 
 
+def test_a_schedule_without_terminal_signal_equals_that_of_diffusers() -> None:
+    ours = Schedule.from_config(DiffusionConfig(objective="v", zero_terminal_snr=True))
+    theirs = DDPMScheduler(
+        1000, beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear",
+        rescale_betas_zero_snr=True,
+    )  # fmt: skip
+    expected = theirs.alphas_cumprod.double()
+    assert ours.alphas_cumprod[-1] == 0
+    torch.testing.assert_close(ours.alphas_cumprod[:-1], expected[:-1], rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(ours.alphas_cumprod[0], SCHEDULE.alphas_cumprod[0])
+
+
+def test_the_schedule_of_flow_matching_has_straight_scales() -> None:
+    abar = Schedule.from_config(DiffusionConfig(objective="flow", num_timesteps=10)).alphas_cumprod
+    ratio = (abar / (1 - abar)).sqrt()  # signal over noise: (1 - tau) / tau
+    tau = torch.arange(1, 11, dtype=torch.float64) / 10
+    torch.testing.assert_close(ratio, (1 - tau) / tau)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_lookup_follows_the_tensor_it_is_for(dtype: torch.dtype) -> None:
     z, t = torch.zeros(3, 4, 47, dtype=dtype), torch.tensor([0, 500, 999])
@@ -78,7 +97,7 @@ def test_a_table_first_used_in_inference_mode_can_be_trained_through() -> None:
     assert z.grad[0, 0, 0] == signal[0, 0, 0]
 
 
-@pytest.mark.parametrize("betas", [torch.tensor([0.1, 1.0]), torch.tensor([0.0, 0.1])])
+@pytest.mark.parametrize("betas", [torch.tensor([1.0, 0.1]), torch.tensor([0.0, 0.1])])
 def test_impossible_betas_are_refused(betas: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         Schedule(betas.double())

@@ -177,3 +177,24 @@ def test_clips_share_at_most_half_of_their_frames() -> None:
     assert load_config("demo/diffusion", ["diffusion.overlap=8"])
     with pytest.raises(ConfigError, match="overlap=9 is more than half"):
         load_config("demo/diffusion", ["diffusion.overlap=9"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["diffusion.zero_terminal_snr=true", "diffusion.objective=eps"], "use objective=v"),
+        (["diffusion.objective=flow", "diffusion.beta_end=0.02"], "leave out beta_end"),
+        (["diffusion.objective=flow", "diffusion.zero_terminal_snr=true"], "leave out zero_"),
+    ],
+)
+def test_settings_of_the_diffusion_that_contradict_each_other_are_refused(
+    overrides: list[str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config("demo/diffusion", overrides)
+
+
+def test_a_resolved_configuration_of_flow_matching_can_be_read_again(tmp_path: Path) -> None:
+    config = load_config("demo/diffusion", ["diffusion.objective=flow"])
+    (tmp_path / "again.yaml").write_text(dump_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
