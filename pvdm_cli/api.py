@@ -149,6 +149,7 @@ def sample(
     sampler: Literal["ddim", "ddpm"] = "ddim",
     eta: float = 1.0,
     guidance: float = 0.0,
+    prefix_noise: float = 0.0,
     seed: int = 0,
     batch_size: int = 4,
     format: str = "mp4",
@@ -163,7 +164,13 @@ def sample(
     request = SampleRequest(
         frames=frames,
         num=num,
-        sampling=Sampling(steps=Steps.parse(steps), sampler=sampler, eta=eta, guidance=guidance),
+        sampling=Sampling(
+            steps=Steps.parse(steps),
+            sampler=sampler,
+            eta=eta,
+            guidance=guidance,
+            prefix_noise=prefix_noise,
+        ),
         seed=seed,
         batch_size=batch_size,
         format=format,

@@ -146,6 +146,12 @@ class DiffusionConfig(Section):
         0.0, ge=0, description="gamma of the min-SNR weighting of the loss, usually 5; 0: none"
     )
     prefix_prob: float = Field(0.3, ge=0, le=1, description="chance of training with the prefix")
+    prefix_noise: float = Field(
+        0.0,
+        ge=0,
+        description="largest standard deviation of noise on the prefix in training; the network is "
+        "told how much",
+    )
     overlap: int = Field(
         0, ge=0, description="frames a clip shares with the one before, at most half; published: 0"
     )

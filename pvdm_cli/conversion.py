@@ -144,11 +144,14 @@ def _refuse_unpublishable(config: ModelConfig, folder: Path, kinds: Sequence[str
     """Refuse a denoiser with parts that the published network does not have."""
     if "denoiser" not in kinds or config.denoiser is None:
         return
-    for key in ("positions", "normalise"):
-        if getattr(config.denoiser, key):
+    more = {f"denoiser.{key}": getattr(config.denoiser, key) for key in ("positions", "normalise")}
+    if config.diffusion is not None:
+        more["diffusion.prefix_noise"] = config.diffusion.prefix_noise
+    for key, value in more.items():
+        if value:
             raise ModelError(
-                f"{folder}: has denoiser.{key}=true, which the published U-Net cannot hold; "
-                f"only models trained with denoiser.{key}=false can be written as published"
+                f"{folder}: was trained with {key}={str(value).lower()}, which the published U-Net "
+                "cannot hold; only models trained without it can be written as published"
             )
 
 

@@ -120,8 +120,9 @@ def generate(
             nothing can be written there, or memory runs out.
     """
     request.check()
-    _, schedule = model.require_denoiser(origin[0])
-    request.sampling.check(schedule.num_timesteps)
+    model.require_denoiser(origin[0])
+    assert model.config.diffusion is not None
+    request.sampling.check(model.config.diffusion)
     fps = _frame_rate(model, request, origin[0])
     settings = run_settings(model, request, fps)
     make_folder(out)
@@ -169,6 +170,7 @@ def run_settings(model: Model, request: SampleRequest, fps: float) -> dict[str, 
         "sampler": request.sampling.sampler,
         "eta": float(request.sampling.eta),
         "guidance": float(request.sampling.guidance),
+        "prefix_noise": float(request.sampling.prefix_noise),
         "seed": request.seed,
         "format": request.format,
         "fps": fps,
@@ -252,10 +254,12 @@ def _command(
     model: Model, request: SampleRequest, settings: dict[str, Any], origin: Sequence[str]
 ) -> str:
     """Write the command that makes this run again."""
-    options = ("frames", "steps", "sampler", "eta", "guidance", "seed", "format", "fps")
+    options = (
+        *("frames", "steps", "sampler", "eta", "guidance", "prefix_noise", "seed", "format", "fps"),
+    )
     words = ["pvdm", "sample", *origin, "--num", str(request.num)]
     for option in options:
-        words += [f"--{option}", f"{settings[option]}"]
+        words += [f"--{option.replace('_', '-')}", f"{settings[option]}"]
     # The device belongs to it: CPU and CUDA generators draw different numbers from one seed.
     return shlex.join([*words, "--device", model.device.type])
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from pvdm_cli.diffusion.objective import Denoise
+from pvdm_cli.config import DiffusionConfig
 from pvdm_cli.diffusion.samplers import Bounds, Draw, OnStep, Predict, ddim_sample, ddpm_sample
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import unflatten
@@ -60,21 +60,25 @@ class Sampling:
         sampler: ddim, or ddpm for ancestral steps (with fewer than T, over the timesteps kept).
         eta: Noise of DDIM, 0 (deterministic) to 1.
         guidance: w in (1+w) * eps(prefix) - w * eps(null); 0 costs one network call a step.
+        prefix_noise: Standard deviation of noise put on each prefix, of which the network is told:
+            what it then draws depends less on the details, and so on the errors, of the clip before.
     """
 
     steps: Steps = DEFAULT_STEPS
     sampler: Sampler = "ddim"
     eta: float = 1.0
     guidance: float = 0.0
+    prefix_noise: float = 0.0
 
-    def check(self, num_timesteps: int) -> None:
-        """Reject what the schedule cannot do.
+    def check(self, trained: DiffusionConfig) -> None:
+        """Reject what a model trained so cannot do.
 
         Raises:
             PvdmError: Naming the option, its value and the allowed range.
         """
         if self.sampler not in ("ddim", "ddpm"):
             raise PvdmError(f"--sampler {self.sampler!r}: choose ddim or ddpm")
+        num_timesteps = trained.num_timesteps
         if max(self.steps) > num_timesteps or min(self.steps) < 1:
             raise PvdmError(
                 f"--steps {self.steps}: the model was trained with {num_timesteps} timesteps, "
@@ -84,6 +88,12 @@ class Sampling:
             raise PvdmError(f"--eta {self.eta}: expected a number from 0 to 1")
         if not 0 <= self.guidance < float("inf"):
             raise PvdmError(f"--guidance {self.guidance}: expected a number from 0 up")
+        if not 0 <= self.prefix_noise <= trained.prefix_noise:
+            limit = f"0 to {trained.prefix_noise:g}" if trained.prefix_noise else "nothing but 0"
+            raise PvdmError(
+                f"--prefix-noise {self.prefix_noise}: the model was trained with "
+                f"diffusion.prefix_noise={trained.prefix_noise:g}, so it knows {limit}"
+            )
 
     def num_calls(self, num_clips: int) -> int:
         """Network calls of a whole run."""
@@ -141,8 +151,9 @@ def rollout_latents(
     on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
     """As `rollout`, without decoding: yield the latents z0 [b, c, n] of one clip after another."""
-    _, schedule = model.require_denoiser("this model")
-    sampling.check(schedule.num_timesteps)
+    model.require_denoiser("this model")
+    assert model.config.diffusion is not None
+    sampling.check(model.config.diffusion)
     if not generators:
         raise ValueError("no generators: one is needed per video")
     return _clips(model, num_clips, generators, sampling, z_prefix, on_step)
@@ -163,7 +174,9 @@ def _clips(
     prefix = None if z_prefix is None else denoiser.normalise(z_prefix)
     for _ in range(num_clips):
         num_steps = sampling.steps.first if prefix is None else sampling.steps.following
-        predict = predictor(denoiser, prefix, sampling.guidance)
+        if prefix is not None and sampling.prefix_noise:
+            prefix = prefix + sampling.prefix_noise * draw(0)
+        predict = predictor(denoiser, prefix, sampling.guidance, sampling.prefix_noise)
         prefix = _sample(model, predict, draw, num_steps, sampling, on_step)
         yield denoiser.denormalise(prefix)
 
@@ -200,18 +213,24 @@ def _bounds(model: Model, denoiser: Denoiser) -> Bounds:
     return denoiser.normalise(-ones), denoiser.normalise(ones)
 
 
-def predictor(denoiser: Denoise, z_prefix: Tensor | None, guidance: float) -> Predict:
+def predictor(
+    denoiser: Denoiser, z_prefix: Tensor | None, guidance: float, prefix_noise: float = 0.0
+) -> Predict:
     """Bind the prefix: (1+w) * prediction(prefix) - w * prediction(null) (method, section 4).
 
     One network call at guidance 0, else one call of twice the batch. The weights sum to 1, so it
     is the same for predictions of eps, x0 and v.
     """
-    if z_prefix is None or guidance == 0:
-        return lambda z_t, t: denoiser(z_t, t, z_prefix)
+    if z_prefix is None:
+        return lambda z_t, t: denoiser(z_t, t, None)
+    level = z_prefix.new_full((len(z_prefix),), prefix_noise)
+    if guidance == 0:
+        return lambda z_t, t: denoiser(z_t, t, z_prefix, level)
     prefixes = torch.cat([z_prefix, torch.zeros_like(z_prefix)])
+    levels = torch.cat([level, torch.zeros_like(level)])
 
     def guided(z_t: Tensor, t: Tensor) -> Tensor:
-        both = denoiser(torch.cat([z_t, z_t]), torch.cat([t, t]), prefixes)
+        both = denoiser(torch.cat([z_t, z_t]), torch.cat([t, t]), prefixes, levels)
         given, null = both.chunk(2)
         return (1 + guidance) * given - guidance * null
 

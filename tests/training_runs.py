@@ -69,6 +69,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "beta_end": 0.6,
             "objective": "eps",
             "prefix_prob": 0.5,
+            "prefix_noise": 0.3,
         },
         "training": TRAINING,
         "data": {"holdout": 0.3},

@@ -13,6 +13,7 @@ from pvdm_cli.benchmark import child
 from pvdm_cli.benchmark.published import TABLE_5, PublishedRow
 from pvdm_cli.benchmark.subjects import Subject, build, find_subject
 from pvdm_cli.benchmark.timing import Peak, PeakMeter, Timing, device_name, repeat, seconds_of
+from pvdm_cli.config import DiffusionConfig
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import unflatten
@@ -115,7 +116,7 @@ def bench_sample(
     target, runs = resolve_device(device), [Steps.parse(text) for text in steps.split(",")]
     for subject in subjects:
         for run in runs:
-            Sampling(steps=run).check(subject.config["diffusion"]["num_timesteps"])
+            Sampling(steps=run).check(DiffusionConfig(**subject.config["diffusion"]))
         for note in subject.notes:
             reporter.say(note)
     jobs = [

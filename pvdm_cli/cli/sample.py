@@ -68,6 +68,14 @@ def sample(
         float,
         typer.Option(min=0, help="Weight of guidance on the clip before; above 0 costs double."),
     ] = 0.0,
+    prefix_noise: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Noise put on each clip before the next is drawn from it, against drift; for "
+            "models trained with diffusion.prefix_noise.",
+        ),
+    ] = 0.0,
     seed: SeedOpt = 0,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Videos drawn at once; changes speed, not the videos.")
@@ -111,6 +119,7 @@ def sample(
         sampler=sampler.value,
         eta=eta,
         guidance=guidance,
+        prefix_noise=prefix_noise,
         seed=seed,
         batch_size=batch_size,
         format=format_.value,

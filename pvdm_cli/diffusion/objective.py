@@ -106,12 +106,20 @@ class Draws(NamedTuple):
     t: Tensor  # int64 [b]
     eps: Tensor  # [b, c, n]
     keep: Tensor  # bool [b]: train with the prefix
+    level: Tensor  # [b], standard deviation of the noise on the prefix
+    prefix_eps: Tensor  # [b, c, n], or [b, 1, 1] zeros where no prefix is noised
 
 
 def draw(
-    z0: Tensor, num_timesteps: int, prefix_prob: float, generators: Sequence[torch.Generator]
+    z0: Tensor,
+    num_timesteps: int,
+    prefix_prob: float,
+    generators: Sequence[torch.Generator],
+    prefix_noise: float = 0.0,
 ) -> Draws:
     """Draw t uniformly, eps ~ N(0, I) and the prefix coin of each sample from its own generator.
+
+    If prefixes are noised, also draw how much (uniformly) and the noise.
 
     Keyed generators (seed, step, sample) make training independent of how a batch is shared out.
 
@@ -120,6 +128,7 @@ def draw(
         num_timesteps: T of the schedule.
         prefix_prob: Chance of training with the prefix (lambda of Sec. 3.3).
         generators: One per sample, on any device.
+        prefix_noise: Largest standard deviation of the noise on the prefix.
     """
     if len(generators) != len(z0):
         raise ValueError(f"{len(generators)} generators for a batch of {len(z0)}")
@@ -128,11 +137,20 @@ def draw(
             torch.randint(num_timesteps, (), generator=each, device=each.device),
             torch.randn(z0.shape[1:], generator=each, device=each.device),
             torch.rand((), generator=each, device=each.device) < prefix_prob,
+            *_prefix_noise(z0, prefix_noise, each),
         )
         for each in generators
     ]
-    t, eps, keep = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Draws(t.to(z0.device), eps.to(z0), keep.to(z0.device))
+    t, eps, keep, level, prefix_eps = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Draws(t.to(z0.device), eps.to(z0), keep.to(z0.device), level.to(z0), prefix_eps.to(z0))
+
+
+def _prefix_noise(z0: Tensor, largest: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a level and noise of one prefix; without any, nothing is drawn."""
+    if not largest:
+        return torch.zeros((), device=generator.device), torch.zeros(1, 1, device=generator.device)
+    level = largest * torch.rand((), generator=generator, device=generator.device)
+    return level, torch.randn(z0.shape[1:], generator=generator, device=generator.device)
 
 
 def mask_prefix(z_prefix: Tensor, keep: Tensor, available: Tensor | None = None) -> Tensor:

@@ -188,7 +188,8 @@ class Denoiser(nn.Module):
             raise ValueError("the configuration has no denoiser section")
         self.latent = config.latent
         self.groups = group_planes(self.latent)
-        self._build(config.denoiser, self.latent.c)
+        noised = config.diffusion is not None and config.diffusion.prefix_noise > 0
+        self._build(config.denoiser, self.latent.c, prefix_noise=noised)
         self._reorder_weights()
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             lambda module, _: module._reorder_weights()
@@ -201,12 +202,13 @@ class Denoiser(nn.Module):
         """
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
 
-    def _build(self, config: DenoiserConfig, latent_channels: int) -> None:
+    def _build(self, config: DenoiserConfig, latent_channels: int, *, prefix_noise: bool) -> None:
         """Make all layers; blocks are listed in the order they run."""
         self.base_channels = base = config.base_channels
         self.time_embedding = nn.Sequential(
             nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base), nn.SiLU()
         )
+        self.prefix_noise_embedding = zeroed(nn.Linear(base, 4 * base)) if prefix_noise else None
         self.conv_in = nn.Conv2d(2 * latent_channels, base, 3, padding=1)
         self.positions = PositionEmbedding(self.latent, base) if config.positions else None
         self.scale = LatentScale(self.latent) if config.normalise else None
@@ -238,15 +240,28 @@ class Denoiser(nn.Module):
         """Bring latents [b, c, n] of this network back to the autoencoder's scale."""
         return z if self.scale is None else self.scale.undo(z)
 
-    def films(self, t: Tensor) -> list[Tensor]:
-        """Return scale and shift [b, 2c] of every residual block at timesteps [b]."""
-        embedding = timestep_embedding(t, self.base_channels).to(self.film.weight.dtype)
-        return list(self.film(self.time_embedding(embedding)).split(self.film_sizes, dim=-1))
+    def films(self, t: Tensor, prefix_noise: Tensor | None = None) -> list[Tensor]:
+        """Return scale and shift [b, 2c] of every residual block at timesteps and levels [b]."""
+        dtype = self.film.weight.dtype
+        embedding = self.time_embedding(timestep_embedding(t, self.base_channels).to(dtype))
+        if self.prefix_noise_embedding is not None:
+            level = torch.zeros_like(t) if prefix_noise is None else 1000 * prefix_noise
+            waves = timestep_embedding(level, self.base_channels).to(dtype)
+            embedding = embedding + self.prefix_noise_embedding(waves)
+        return list(self.film(embedding).split(self.film_sizes, dim=-1))
 
-    def forward(self, z_t: Tensor, t: Tensor, z_prefix: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        z_prefix: Tensor | None = None,
+        prefix_noise: Tensor | None = None,
+    ) -> Tensor:
         """Predict from z_t [b, c, n] at t int64 [b]; z_prefix None is the null prefix, zeros.
 
-        Both are in the scale of this network (`normalise`), and so is the prediction.
+        Both are in the scale of this network (`normalise`), and so is the prediction. A network
+        trained with `diffusion.prefix_noise` is told the standard deviation [b] of the noise on
+        the prefix; None means none.
 
         Returns:
             The prediction [b, c, n], in the dtype of z_t.
@@ -256,7 +271,7 @@ class Denoiser(nn.Module):
         """
         if z_t.shape[-1] != self.latent.flat:
             raise ValueError(f"z_t has n={z_t.shape[-1]}, the denoiser needs {self.latent.flat}")
-        films = self.films(t)
+        films = self.films(t, prefix_noise)
         prefix = torch.zeros_like(z_t) if z_prefix is None else z_prefix
         tokens = torch.cat([z_t, prefix], dim=1).to(self.conv_in.weight.dtype).transpose(1, 2)
         grids = split_tokens(tokens.contiguous(), self.groups)

@@ -163,6 +163,7 @@ def denoiser_facts(weights: Weights) -> Facts:
         "denoiser.num_res_blocks": Fact(num_blocks - 1, blocks),
         "denoiser.attention_downsamplings": Fact(tuple(attended), blocks),
         "denoiser.positions": Fact(False, f"{weights.where}: published U-Nets have none"),
+        "diffusion.prefix_noise": Fact(0.0, f"{weights.where}: published U-Nets know none"),
         "denoiser.normalise": Fact(False, f"{weights.where}: published U-Nets do not"),
     }
 

@@ -4,6 +4,7 @@ Axes: b batch, c latent channels, n flat latent length.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class Batch(NamedTuple):
     z0: Tensor  # [b, c, n]
     z_prefix: Tensor  # [b, c, n], anything where the null prefix is trained
     keep: Tensor  # bool [b], False where the null prefix is trained
+    level: Tensor  # [b], standard deviation of the noise on the prefix
+    prefix_eps: Tensor  # [b, c, n], or [b, 1, 1] where no prefix is noised
     t: Tensor  # int64 [b]
     eps: Tensor  # [b, c, n]
 
@@ -83,7 +86,7 @@ class DiffusionStage:
         for start in range(0, len(rows), settings.batch_size):
             now = slice(start, start + settings.batch_size)
             part = rows[now]
-            batch = self._at_device(self._batch(part, keys[now], prefix_prob=1.0))
+            batch = self._at_device(self._batch(part, keys[now], 1.0, 0.0))
             given.append(self._per_sample(network, batch)[batch.keep])
             without = batch._replace(keep=torch.zeros_like(batch.keep))
             null.append(self._per_sample(network, without))
@@ -107,12 +110,14 @@ class DiffusionStage:
         """Bring a batch to the network, and its latents to the network's scale."""
         batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
         z0, z_prefix = self.network.normalise(batch.z0), self.network.normalise(batch.z_prefix)
+        z_prefix = z_prefix + batch.level[:, None, None] * batch.prefix_eps
         return batch._replace(z0=z0, z_prefix=z_prefix)
 
     def _per_sample(self, network: nn.Module, batch: Batch, min_snr: float = 0.0) -> Tensor:
         """Loss of each sample [b]; validation weighs all timesteps the same."""
+        level = torch.where(batch.keep, batch.level, 0)
         return diffusion_loss(
-            network,
+            partial(network, prefix_noise=level),
             self.schedule,
             batch.z0,
             mask_prefix(batch.z_prefix, batch.keep),
@@ -123,7 +128,11 @@ class DiffusionStage:
         )
 
     def _batch(
-        self, rows: Tensor, keys: Sequence[tuple[int, ...]], prefix_prob: float | None = None
+        self,
+        rows: Tensor,
+        keys: Sequence[tuple[int, ...]],
+        prefix_prob: float | None = None,
+        prefix_noise: float | None = None,
     ) -> Batch:
         """Read rows and their predecessors; draw t, noise and prefix coin of each by its key."""
         z0 = self.cache.read(rows, dtype=torch.float32)
@@ -131,8 +140,9 @@ class DiffusionStage:
         z_prefix = self.cache.read(before.clamp(min=0), dtype=torch.float32)
         coin = self.diffusion.prefix_prob if prefix_prob is None else prefix_prob
         generators = [generator("cpu", *key) for key in keys]
-        draws = draw(z0, self.diffusion.num_timesteps, coin, generators)
-        return Batch(z0, z_prefix, draws.keep & (before >= 0), draws.t, draws.eps)
+        noise = self.diffusion.prefix_noise if prefix_noise is None else prefix_noise
+        draws = draw(z0, self.diffusion.num_timesteps, coin, generators, noise)
+        return Batch(z0, z_prefix, **{**draws._asdict(), "keep": draws.keep & (before >= 0)})
 
 
 def check_cache(config: RunConfig, cache: Cache, autoencoder: Model) -> None:

@@ -128,24 +128,33 @@ def test_refusals_are_one_sentence(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("key", ["positions", "normalise"])
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("denoiser", "positions", True),
+        ("denoiser", "normalise", True),
+        ("diffusion", "prefix_noise", 0.5),
+    ],
+)
 def test_a_denoiser_with_more_than_the_published_one_is_not_written_as_one(
     pvdm: Callable[..., Any],
     refusal: Callable[..., str],
     files: Files,
     tmp_path: Path,
+    section: str,
     key: str,
+    value: object,
 ) -> None:
-    config = tiny.CONFIG.model_copy(
-        update={"denoiser": tiny.CONFIG.denoiser.model_copy(update={key: True})}  # type: ignore[union-attr]
-    )
+    more = getattr(tiny.CONFIG, section).model_copy(update={key: value})
+    config = tiny.CONFIG.model_copy(update={section: more})
     save_model(Model(config, Autoencoder(config), Denoiser(config)), tmp_path / "model")
     said = refusal("convert", tmp_path / "model", "--to-published", tmp_path / "back")
-    assert f"denoiser.{key}=true" in said
+    assert f"{section}.{key}={str(value).lower()}" in said
     assert not (tmp_path / "back").exists()
 
     words = imports(files, tmp_path / "imported", "autoencoder", "denoiser")
-    assert f"denoiser.{key}=True contradicts" in refusal(*words, HEADS, f"denoiser.{key}=true")
+    told = f"{section}.{key}={value}"
+    assert f"{told} contradicts" in refusal(*words, HEADS, told)
 
 
 def test_what_is_there_is_replaced_only_when_asked(

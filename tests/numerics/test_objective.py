@@ -129,6 +129,19 @@ def test_a_sample_draws_the_same_whatever_batch_it_is_in() -> None:
     assert whole.eps.unique().numel() > 30  # and samples differ
 
 
+def test_levels_of_prefix_noise_are_uniform_and_change_no_other_draw() -> None:
+    z0 = torch.zeros(200, 2, 5)
+    without = objective.draw(z0, 1000, 0.5, [generator("cpu", 1, i) for i in range(200)])
+    noised = objective.draw(z0, 1000, 0.5, [generator("cpu", 1, i) for i in range(200)], 0.4)
+    for one, other in zip(without[:3], noised[:3], strict=True):
+        assert torch.equal(one, other)
+    assert without.level.eq(0).all()
+    assert 0 < noised.level.min() < 0.04
+    assert 0.36 < noised.level.max() < 0.4
+    assert abs(noised.prefix_eps.std().item() - 1) < 0.1
+    assert not torch.equal(noised.prefix_eps, noised.eps)
+
+
 def test_draws_cover_every_timestep_and_follow_the_latents() -> None:
     z0 = torch.zeros(300, 1, 2, dtype=torch.float64)
     draws = objective.draw(z0, 5, 0.3, [generator("cpu", 4, i) for i in range(300)])

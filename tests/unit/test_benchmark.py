@@ -245,7 +245,7 @@ def test_an_extrapolation_multiplies_out_to_the_whole_video(
     cost = 0.0
 
     class Counting(Denoiser):
-        def forward(self, z_t: Any, t: Any, z_prefix: Any = None) -> Any:
+        def forward(self, z_t: Any, t: Any, z_prefix: Any = None, prefix_noise: Any = None) -> Any:
             nonlocal cost
             cost += 1.0 if z_prefix is None else 10.0
             return z_t

@@ -101,6 +101,22 @@ def test_a_channel_that_never_varies_keeps_its_unit() -> None:
     assert network.normalise(noise(network, 1)).isfinite().all()
 
 
+def test_only_a_network_trained_with_noise_on_the_prefix_hears_of_it() -> None:
+    assert CONFIG.diffusion is not None
+    z, t, level = noise(denoiser(), 1), torch.tensor([3, 17]), torch.tensor([0.0, 0.5])
+    deaf = denoiser()
+    assert torch.equal(deaf(z, t, z, level), deaf(z, t, z))
+
+    diffusion = CONFIG.diffusion.model_copy(update={"prefix_noise": 0.5})
+    network = Denoiser(CONFIG.model_copy(update={"diffusion": diffusion}))
+    assert network.prefix_noise_embedding is not None
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    told, untold = network(z, t, z, level), network(z, t, z)
+    torch.testing.assert_close(told[0], untold[0])  # level 0 and none are the same
+    assert not torch.allclose(told[1], untold[1])
+
+
 @pytest.mark.parametrize("clamp", [True, False])
 def test_a_rollout_samples_in_the_denoisers_scale(clamp: bool) -> None:
     network = denoiser(normalise=True)

@@ -22,6 +22,7 @@ class Call(NamedTuple):
     z_t: Tensor
     t: Tensor
     z_prefix: Tensor | None
+    prefix_noise: Tensor | None
 
 
 class Recorder(nn.Module):
@@ -31,8 +32,14 @@ class Recorder(nn.Module):
         super().__init__()
         self.calls: list[Call] = []
 
-    def forward(self, z_t: Tensor, t: Tensor, z_prefix: Tensor | None = None) -> Tensor:
-        self.calls.append(Call(z_t, t, z_prefix))
+    def forward(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        z_prefix: Tensor | None = None,
+        prefix_noise: Tensor | None = None,
+    ) -> Tensor:
+        self.calls.append(Call(z_t, t, z_prefix, prefix_noise))
         shift = 0.0 if z_prefix is None else 0.3 * z_prefix
         return (z_t * 0.9 + shift + t[:, None, None] / 100).sin()
 
@@ -92,6 +99,28 @@ def test_each_clip_is_asked_once_per_step_and_sees_the_clip_before(sampler: str)
     assert all(prefix is second for prefix in prefixes[8:])
     assert third.shape == (2, 4, CONFIG.latent.flat)
     assert Sampling(steps=Steps(5, 3)).num_calls(3) == len(denoiser.calls)
+
+
+def test_a_noised_prefix_differs_from_clip_to_clip_and_the_network_is_told_how_much() -> None:
+    assert CONFIG.diffusion is not None
+    diffusion = CONFIG.diffusion.model_copy(update={"prefix_noise": 0.5})
+    config = CONFIG.model_copy(update={"diffusion": diffusion})
+    denoiser = Recorder()
+    model = Model(config, Autoencoder(config), denoiser)  # type: ignore[arg-type]
+    clips = run(model, 3, 0, 1, prefix_noise=0.4, guidance=1.0)
+    assert denoiser.calls[0].prefix_noise is None
+    for clip, calls in ((clips[0], denoiser.calls[5:8]), (clips[1], denoiser.calls[8:])):
+        prefixes = [call.z_prefix for call in calls]
+        assert all(torch.equal(prefix, prefixes[0]) for prefix in prefixes)  # type: ignore[arg-type]
+        added = (prefixes[0][:2] - clip) / 0.4  # type: ignore[index]
+        assert 0.8 < added.std() < 1.2
+        assert (added[0] - added[1]).abs().mean() > 0.5
+        assert [call.prefix_noise.tolist() for call in calls] == 3 * [  # type: ignore[union-attr]
+            pytest.approx([0.4, 0.4, 0.0, 0.0])
+        ]
+    quiet = run(Model(config, model.autoencoder, Recorder()), 2, 0, 1)  # type: ignore[arg-type]
+    assert torch.equal(quiet[0], clips[0])  # the first clip has no prefix
+    assert not torch.equal(quiet[1], clips[1])
 
 
 def test_the_first_clip_is_plain_ddim_from_the_videos_own_noise() -> None:
@@ -237,6 +266,10 @@ def test_sampling_builds_no_graph() -> None:
         ({"steps": Steps(5, 0)}, "--steps 5/0"),
         ({"eta": 1.2}, "--eta 1.2: expected a number from 0 to 1"),
         ({"guidance": -1.0}, "--guidance -1.0"),
+        (
+            {"prefix_noise": 0.1},
+            "--prefix-noise 0.1: the model was trained with diffusion.prefix_noise=0",
+        ),
         ({"sampler": "euler"}, "--sampler 'euler': choose ddim or ddpm"),
     ],
 )
