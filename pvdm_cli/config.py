@@ -221,6 +221,10 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the forward pass; fp16 needs a GPU"
     )
+    activation_checkpointing: Literal["none", "attention", "block"] = Field(
+        "none",
+        description="what is computed again in the backward pass instead of kept in memory: slower",
+    )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="average of the weights; 0 turns it off")
     ema_every: int = Field(1, ge=1, description="steps between two updates of the average")
     seed: int = Field(0, ge=0, description="of the initial weights and of every draw")

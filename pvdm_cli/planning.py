@@ -1,6 +1,7 @@
 """What a run would be, without starting it: sizes, parameters, memory and disk."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from pvdm_cli.config import RunConfig, dump_yaml
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.models.layers import recompute
 
 FLOAT = 4  # bytes
 
@@ -94,6 +96,16 @@ def activation_bytes(config: RunConfig, network: nn.Module) -> int:
             kept[storage._cdata] = tensor
         return tensor
 
+    def keep_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if getattr(module, "recomputed", False):
+            for value in inputs:
+                for tensor in value if isinstance(value, list) else [value]:
+                    if isinstance(tensor, Tensor):
+                        keep(tensor)
+
+    recompute(network, config.training.activation_checkpointing)
+    for module in network.modules():
+        module.register_forward_pre_hook(keep_inputs)
     with torch.device("meta"), saved_tensors_hooks(keep, lambda tensor: tensor):
         if isinstance(network, Autoencoder):
             network(torch.empty(1, 3, clip.frames, clip.height, clip.width))

@@ -32,7 +32,7 @@ HARMLESS = {
     f"training.{key}"
     for key in (
         *("log_every", "validate_every", "sample_every", "checkpoint_every"),
-        *("keep_last", "keep_every"),
+        *("keep_last", "keep_every", "activation_checkpointing"),
     )
 } | {"data.memory_gb", "data.num_workers"}
 

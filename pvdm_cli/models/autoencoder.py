@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pvdm_cli.config import AutoencoderConfig, ModelConfig
 from pvdm_cli.latents import Planes, broadcast_sum
-from pvdm_cli.models.layers import FeedForward, SelfAttention
+from pvdm_cli.models.layers import FeedForward, SelfAttention, run
 from pvdm_cli.models.timesformer import TimeSformer
 
 
@@ -33,6 +33,8 @@ class Encoder(TimeSformer):
 class ProjectionBlock(nn.Module):
     """Attention and GELU feed-forward over one axis."""
 
+    grain = "block"
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.attention = SelfAttention(
@@ -42,7 +44,7 @@ class ProjectionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map sequences [n, l, e] to sequences [n, l, e]."""
-        return self.feed_forward(self.attention(x))
+        return self.feed_forward(run(self.attention, x))
 
     def read_first(self, x: Tensor) -> Tensor:
         """Compute position 0 alone: [n, l, e] -> [n, 1, e]."""
@@ -68,7 +70,7 @@ class Projection(nn.Module):
         token = self.token.expand(u.shape[0], 1, -1)
         x = torch.cat([u, token], dim=1) + self.positions
         for block in self.blocks[:-1]:
-            x = block(x)
+            x = run(block, x)
         last = self.blocks[-1]
         assert isinstance(last, ProjectionBlock)
         return torch.tanh(self.to_latent(last.read_first(x)[:, 0]))

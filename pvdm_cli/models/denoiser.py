@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvdm_cli.config import DenoiserConfig, ModelConfig
-from pvdm_cli.models.layers import attention
+from pvdm_cli.models.layers import attention, run
 from pvdm_cli.models.triplane import (
     LatentScale,
     PlaneGroup,
@@ -87,6 +87,8 @@ class Attention(nn.Module):
     qkv is packed head-major, [head][q, k, v][dim], like the published weights.
     """
 
+    grain = "attention"
+
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -148,6 +150,8 @@ class Block(nn.Module):
     in-plane attention see each plane alone; the joint attention makes the planes one clip.
     """
 
+    grain = "block"
+
     def __init__(
         self,
         residual: ResBlock,
@@ -163,11 +167,15 @@ class Block(nn.Module):
         self.second = second
         self.joint_attention = Attention(channels, num_heads)
 
-    def forward(self, grids: list[Tensor], films: list[Tensor]) -> list[Tensor]:
-        """Map the features of a clip to those of the next block."""
+    def forward(
+        self, grids: list[Tensor], films: list[Tensor], skips: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Map the features of a clip, and those a skip connection brings, to the next block's."""
+        if skips is not None:
+            grids = [torch.cat(pair, dim=-1) for pair in zip(grids, skips, strict=True)]
         grids = [self._within_planes(grid, films) for grid in grids]
         groups = [PlaneGroup(*grid.shape[1:4]) for grid in grids]
-        mixed = split_tokens(self.joint_attention(join_tokens(grids)), groups)
+        mixed = split_tokens(run(self.joint_attention, join_tokens(grids)), groups)
         return [grid + part for grid, part in zip(grids, mixed, strict=True)]
 
     def _within_planes(self, grid: Tensor, films: list[Tensor]) -> Tensor:
@@ -175,7 +183,7 @@ class Block(nn.Module):
         grid = self.residual(grid, films)
         if self.plane_attention is not None:
             tokens = grid.flatten(0, 1).flatten(1, 2)  # [b*p, y*x, c]
-            grid = grid + self.plane_attention(tokens).view(grid.shape)
+            grid = grid + run(self.plane_attention, tokens).view(grid.shape)
         return grid if self.second is None else self.second(grid, films)
 
 
@@ -281,12 +289,11 @@ class Denoiser(nn.Module):
             grids = [grid + place for grid, place in zip(grids, places, strict=True)]
         skips = [grids]
         for block in self.input_blocks:
-            grids = block(grids, films)
+            grids = run(block, grids, films)
             skips.append(grids)
-        grids = self.middle_block(grids, films)
+        grids = run(self.middle_block, grids, films)
         for block in self.output_blocks:
-            pairs = zip(grids, skips.pop(), strict=True)
-            grids = block([torch.cat(pair, dim=-1) for pair in pairs], films)
+            grids = run(block, grids, films, skips.pop())
         out = join_tokens([self._head(grid) for grid in grids])
         return out.transpose(1, 2).to(z_t.dtype).contiguous()
 

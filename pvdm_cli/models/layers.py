@@ -3,9 +3,31 @@
 Axes: b batch, n tokens, m heads, d head size, c channels.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def run(module: nn.Module, *inputs: Any) -> Any:
+    """Call a module; if it is marked by `recompute`, keep only its inputs for the backward pass."""
+    if getattr(module, "recomputed", False) and torch.is_grad_enabled():
+        return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return module(*inputs)
+
+
+def recompute(network: nn.Module, grain: str) -> None:
+    """Mark what is computed again in the backward pass: every module of a grain.
+
+    Args:
+        network: Its modules name their `grain`: attention or block.
+        grain: attention, block, or none.
+    """
+    for module in network.modules():
+        if hasattr(module, "grain"):
+            module.recomputed = module.grain == grain  # type: ignore[assignment]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -50,6 +72,8 @@ class FeedForward(nn.Module):
 
 class SelfAttention(nn.Module):
     """Pre-norm multi-head attention with residual over [b, n, c]; qkv without bias."""
+
+    grain = "attention"
 
     def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pvdm_cli.models.layers import FeedForward, attention, rotate_pairs
+from pvdm_cli.models.layers import FeedForward, attention, rotate_pairs, run
 
 
 class Rotary(NamedTuple):
@@ -56,6 +56,8 @@ def _on_device(angles: Tensor, device: torch.device) -> Rotary:
 class AxisAttention(nn.Module):
     """Pre-norm attention with residual over one axis of the token grid [b, s, p, c]."""
 
+    grain = "attention"
+
     def __init__(self, width: int, num_heads: int, head_dim: int, *, over_frames: bool) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.over_frames = num_heads, head_dim, over_frames
@@ -79,6 +81,8 @@ class AxisAttention(nn.Module):
 class Block(nn.Module):
     """Time attention, space attention, GEGLU feed-forward (x4)."""
 
+    grain = "block"
+
     def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.time = AxisAttention(width, num_heads, head_dim, over_frames=True)
@@ -87,7 +91,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, frames: Rotary, patches: Rotary) -> Tensor:
         """Map [b, s, p, c] to the same shape."""
-        return self.feed_forward(self.space(self.time(x, frames), patches))
+        x = run(self.time, x, frames)
+        return self.feed_forward(run(self.space, x, patches))
 
 
 class TimeSformer(nn.Module):
@@ -105,5 +110,5 @@ class TimeSformer(nn.Module):
         patches = patch_rotary(h, w, self.head_dim, x.device)
         x = x.flatten(2, 3)
         for block in self.blocks:
-            x = block(x, frames, patches)
+            x = run(block, x, frames, patches)
         return x.unflatten(2, (h, w))

@@ -16,6 +16,7 @@ from pvdm_cli.errors import ConfigError
 from pvdm_cli.latents import flatten, unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.models.layers import recompute
 from pvdm_cli.runtime import generator
 from pvdm_cli.video.pixels import to_float, to_uint8
 
@@ -67,6 +68,7 @@ class AutoencoderStage:
     ) -> None:
         self.config, self.network, self.train, self.show = config, network, train, show
         self.held_out = held_out
+        recompute(network, config.training.activation_checkpointing)
         self.device = next(network.parameters()).device
         self.validation = (
             held_out.first_windows(config.training.validation_clips) if held_out else None

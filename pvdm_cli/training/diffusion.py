@@ -21,6 +21,7 @@ from pvdm_cli.errors import ConfigError, DataError
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.models.layers import recompute
 from pvdm_cli.runtime import generator
 
 ShowSamples = Callable[[Model, Path], None]
@@ -55,6 +56,7 @@ class DiffusionStage:
         assert config.diffusion is not None
         self.config, self.network, self.cache, self.show = config, network, cache, show
         self.diffusion = config.diffusion
+        recompute(network, config.training.activation_checkpointing)
         self.autoencoder = autoencoder
         self.schedule = Schedule.from_config(config.diffusion)
         self.device = next(network.parameters()).device
