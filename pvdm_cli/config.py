@@ -187,7 +187,7 @@ class LossConfig(Section):
     l1: float = Field(4.0, ge=0, description="weight of the absolute error")
     l2: float = Field(0.0, ge=0, description="weight of the squared error")
     lpips: float = Field(
-        0.0, ge=0, description="weight of the perceptual loss; above 0 not trainable yet"
+        0.0, ge=0, description="weight of the perceptual loss (LPIPS, VGG16) of one frame per clip"
     )
     latent_noise: float = Field(
         0.0,
@@ -319,6 +319,12 @@ class RunConfig(ModelConfig):
         """Reject a diffusion stage without a denoiser."""
         if self.stage == "diffusion" and (self.denoiser is None or self.diffusion is None):
             raise ValueError("stage: diffusion needs the sections denoiser and diffusion")
+        small = min(self.clip.height, self.clip.width) < 16
+        if self.stage == "autoencoder" and self.loss.lpips and small:
+            raise ValueError(
+                f"loss.lpips needs frames of 16 pixels a side or more, not "
+                f"{self.clip.height}x{self.clip.width}; use loss.lpips=0"
+            )
         return self
 
     def model(self) -> ModelConfig:

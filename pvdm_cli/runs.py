@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pvdm_cli import weights
 from pvdm_cli.config import RunConfig, differing_keys, dump_yaml, parse_config, read_yaml
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import find_videos, split
@@ -18,6 +19,7 @@ from pvdm_cli.files import make_folder, only_writer, remove_folder, tidy, write_
 from pvdm_cli.model import Model, list_checkpoints, load_model, refuse_misfit
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.progress import Reporter
 from pvdm_cli.rollout import Sampling, Steps, rollout
 from pvdm_cli.runtime import generator, resolve_device
@@ -143,6 +145,7 @@ def _autoencoder_stage(
 ) -> AutoencoderStage:
     """Read the videos and build (or take over) the autoencoder."""
     train_sources, held_out_sources = split(find_videos(data), config.data.holdout)
+    perceptual = _perceptual(config.loss.lpips, device)
     settings, memory = config.training, config.data.memory_gb
     with _seeded(settings.seed):
         network = Autoencoder(config.model())
@@ -166,7 +169,18 @@ def _autoencoder_stage(
         ]
         write_video(path.with_suffix(".mp4"), grid(pairs), clips.fps or 8)
 
-    return AutoencoderStage(config, network.to(device), clips, held_out, show)
+    return AutoencoderStage(config, network.to(device), clips, held_out, show, perceptual)
+
+
+def _perceptual(weight: float, device: torch.device) -> LPIPS | None:
+    """Make the perceptual loss with its published weights, if it is asked for."""
+    if not weight:
+        return None
+    loss, asked = LPIPS(), {"needed_by": f"loss.lpips={weight:g}", "without": "loss.lpips=0"}
+    loss.load_published(
+        weights.load(weights.VGG16, **asked), weights.load(weights.LPIPS_VGG, **asked)
+    )
+    return loss.to(device)
 
 
 def _diffusion_stage(

@@ -19,6 +19,7 @@ from pvdm_cli.data.catalog import Source
 from pvdm_cli.data.clips import Clips, Usable
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.training.autoencoder import AutoencoderStage
 from pvdm_cli.training.diffusion import DiffusionStage
 from pvdm_cli.training.loop import Stage
@@ -30,7 +31,8 @@ def noise_stage(config: RunConfig, device: torch.device) -> Stage[Any]:
     autoencoder = random_network(Autoencoder, config, device, seed)
     if config.stage == "autoencoder":
         clips = _noise_clips(config)
-        return AutoencoderStage(config, autoencoder, clips, None, lambda *shown: None)
+        perceptual = LPIPS().to(device) if config.loss.lpips else None  # of random weights
+        return AutoencoderStage(config, autoencoder, clips, None, lambda *shown: None, perceptual)
     data = config.data.model_copy(update={"holdout": 0.0})
     config = config.model_copy(update={"data": data})
     with tempfile.TemporaryDirectory(prefix="pvdm-bench-") as folder:

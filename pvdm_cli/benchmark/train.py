@@ -170,10 +170,6 @@ def _limit(given: int | None, device: torch.device) -> tuple[int | None, str]:
 def _trainable(config: RunConfig, device: torch.device) -> tuple[RunConfig, list[str]]:
     """Leave out what cannot run here, saying so."""
     notes = []
-    if config.loss.lpips:
-        notes.append("measured without its perceptual loss, which this version cannot compute")
-        loss = config.loss.model_copy(update={"lpips": 0.0})
-        config = config.model_copy(update={"loss": loss})
     if config.training.precision == "fp16" and device.type == "cpu":
         notes.append("measured in fp32: its fp16 needs a GPU")
         training = config.training.model_copy(update={"precision": "fp32"})

@@ -17,9 +17,11 @@ from pvdm_cli.latents import flatten, unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.layers import recompute
+from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.runtime import generator
 from pvdm_cli.video.pixels import to_float, to_uint8
 
+SHOWN = 0xF4A  # a fourth word keys the draw of frames apart from other draws
 ShowVideos = Callable[[Tensor, Tensor, Path], None]  # originals, reconstructions, path
 
 
@@ -32,17 +34,12 @@ def refuse_untrainable(config: RunConfig) -> None:
     """Refuse what this version cannot train, before any data is read.
 
     Raises:
-        ConfigError: For the adversarial phase and for the perceptual loss.
+        ConfigError: For the adversarial phase.
     """
     if config.adversarial is not None:
         raise ConfigError(
             "the adversarial phase cannot be trained by this version yet; "
             "use the preset without it (`pvdm presets ls`)"
-        )
-    if config.loss.lpips:
-        raise ConfigError(
-            f"loss.lpips={config.loss.lpips:g}: the perceptual loss cannot be computed by "
-            "this version yet; add loss.lpips=0 to train without it"
         )
 
 
@@ -50,11 +47,21 @@ class ClipBatch(NamedTuple):
     """Clips and what is drawn for them."""
 
     frames: Tensor  # uint8 [b, s, H, W, 3]
+    shown: Tensor  # int64 [b], the frame of each clip that the perceptual loss looks at
     noise: Tensor | None  # [b, c, n], added to the latents
 
 
 class AutoencoderStage:
-    """Reconstruction training on clips."""
+    """Reconstruction training on clips.
+
+    Args:
+        config: The run.
+        network: The autoencoder.
+        train: Clips to learn from.
+        held_out: Clips to measure on.
+        show: Writes originals beside reconstructions.
+        perceptual: The perceptual loss, where `loss.lpips` asks for it.
+    """
 
     weights_file = "autoencoder.safetensors"
 
@@ -65,8 +72,10 @@ class AutoencoderStage:
         train: Clips,
         held_out: Clips | None,
         show: ShowVideos,
+        perceptual: LPIPS | None = None,
     ) -> None:
         self.config, self.network, self.train, self.show = config, network, train, show
+        self.perceptual = perceptual
         self.held_out = held_out
         recompute(network, config.training.activation_checkpointing)
         self.device = next(network.parameters()).device
@@ -75,13 +84,20 @@ class AutoencoderStage:
         )
 
     def draw(self, step: int, micro: int) -> ClipBatch:
-        """Draw clips, and noise for their latents if the loss asks for it."""
+        """Draw clips, a frame of each, and noise for their latents if the loss asks for it."""
         settings = self.config.training
         samples = range(micro * settings.batch_size, (micro + 1) * settings.batch_size)
         noise = None
         if self.config.loss.latent_noise:
             noise = torch.stack([self._noise(settings.seed, step, i) for i in samples])
-        return ClipBatch(self.train.draw(settings.seed, step, samples), noise)
+        frames = self.config.clip.frames
+        shown = torch.stack(
+            [
+                torch.randint(frames, (), generator=generator("cpu", settings.seed, step, i, SHOWN))
+                for i in samples
+            ]
+        )
+        return ClipBatch(self.train.draw(settings.seed, step, samples), shown, noise)
 
     def _noise(self, *key: int) -> Tensor:
         """Draw noise [c, n] whose standard deviation is uniform in [0, loss.latent_noise].
@@ -94,17 +110,23 @@ class AutoencoderStage:
         return level * torch.randn(latent.c, latent.flat, generator=draws)
 
     def losses(self, network: nn.Module, batch: ClipBatch) -> dict[str, Tensor]:
-        """Weighted L1 and L2 between clips and reconstructions."""
+        """Weighted L1 and L2 between clips and reconstructions, and LPIPS of one frame of each."""
         assert isinstance(network, Autoencoder)
         x = to_float(batch.frames.to(self.device, non_blocking=True))
         z = network.encode(x)
         if batch.noise is not None:
             noisy = flatten(z) + batch.noise.to(self.device, non_blocking=True)
             z = unflatten(noisy, self.config.latent)
-        error = network.decode(z).float() - x
+        reconstruction = network.decode(z).float()
+        error = reconstruction - x
         terms = {"l1": error.abs().mean(), "l2": error.square().mean()}
         weights = self.config.loss
-        return {"loss": weights.l1 * terms["l1"] + weights.l2 * terms["l2"], **terms}
+        loss = weights.l1 * terms["l1"] + weights.l2 * terms["l2"]
+        if self.perceptual is not None:
+            at = torch.arange(len(x), device=self.device), slice(None), batch.shown.to(self.device)
+            terms["lpips"] = self.perceptual(reconstruction[at], x[at]).mean()
+            loss = loss + weights.lpips * terms["lpips"]
+        return {"loss": loss, **terms}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """PSNR on the first clip of each held-out video, beside repeating each clip's mean frame."""

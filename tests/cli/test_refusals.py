@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pvdm_cli import weights
 from pvdm_cli.config import ModelConfig, parse_config
 from pvdm_cli.model import Model, save_model
 from pvdm_cli.models.autoencoder import Autoencoder
@@ -166,7 +168,6 @@ TRAIN = ("train", "ucf101/autoencoder", "training.precision=fp32")
         (("loss.lpips=0", "training.step=3"), "did you mean 'steps'?"),
         (("loss.lpips=0", "clip.height=100"), "clip.height=100 is not a multiple of"),
         (("loss.lpips=0", "training.steps"), "not of the form key=value"),
-        ((), "loss.lpips=0"),
     ],
 )
 def test_train_names_the_key_at_fault(
@@ -197,6 +198,23 @@ def test_train_says_that_the_adversarial_phase_cannot_be_trained_yet(
 ) -> None:
     words = ("train", "ucf101/adversarial", "--data", videos, "--out", tmp_path / "run")
     assert "adversarial" in refusal(*words, "loss.lpips=0", "training.precision=fp32")
+
+
+def test_train_says_how_to_get_the_weights_of_the_perceptual_loss_and_how_to_do_without(
+    refusal: Refusal, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PVDM_WEIGHTS", str(tmp_path / "weights"))
+    missing = replace(weights.VGG16, url=(tmp_path / "no.pth").as_uri())
+    monkeypatch.setattr(weights, "VGG16", missing)
+    said = refusal(*TRAIN, "--data", videos, "--out", tmp_path / "run", "-q")
+    assert "loss.lpips=4 needs vgg16-397923af.pth" in said
+    assert f"put it into {tmp_path / 'weights'} by hand" in said
+    assert "or go without: loss.lpips=0" in said
+
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / missing.file).write_bytes(b"an error page")
+    said = refusal(*TRAIN, "--data", videos, "--out", tmp_path / "run", "-q")
+    assert "not vgg16-397923af.pth, which has 553433881 bytes and not 13; remove it" in said
 
 
 def test_train_says_what_it_still_needs(refusal: Refusal, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from pvdm_cli.config import RunConfig, parse_config
 from pvdm_cli.data.catalog import Source
 from pvdm_cli.data.clips import Clips, Usable
 from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.training.autoencoder import AutoencoderStage
+from pvdm_cli.video.pixels import to_float
 
 
-def make_stage(**changes: dict[str, object]) -> AutoencoderStage:
+def make_stage(perceptual: LPIPS | None = None, **changes: dict[str, object]) -> AutoencoderStage:
     values: dict[str, object] = {
         "stage": "autoencoder",
         "clip": {"frames": 4, "height": 16, "width": 24},
@@ -31,7 +33,9 @@ def make_stage(**changes: dict[str, object]) -> AutoencoderStage:
     config = parse_config(RunConfig, values, where="test")
     frames = np.random.default_rng(0).integers(256, size=(6, 16, 24, 3), dtype=np.uint8)
     clips = Clips(config.clip, [Usable(Source(Path("noise"), "noise"), 6, frames)], {})
-    return AutoencoderStage(config, Autoencoder(config), clips, None, lambda *shown: None)
+    return AutoencoderStage(
+        config, Autoencoder(config), clips, None, lambda *shown: None, perceptual=perceptual
+    )
 
 
 def test_latent_noise_is_drawn_by_step_and_sample() -> None:
@@ -61,3 +65,26 @@ def test_latent_noise_changes_what_is_decoded() -> None:
     batch = stage.draw(0, 0)
     noisy = stage.losses(stage.network, batch)["loss"]
     assert noisy != stage.losses(stage.network, batch._replace(noise=None))["loss"]
+
+
+class Difference(LPIPS):
+    """In place of LPIPS: remembers the frames it is shown."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.seen = (x, y)
+        return (x - y).abs().flatten(1).mean(1)
+
+
+def test_the_perceptual_loss_looks_at_one_frame_of_each_clip() -> None:
+    spy = Difference()
+    stage = make_stage(spy, loss={"l1": 1.0, "lpips": 3.0})
+    batch = stage.draw(1, 0)
+    terms = stage.losses(stage.network, batch)
+    reconstruction, original = spy.seen
+    for i, frame in enumerate(batch.shown):
+        torch.testing.assert_close(original[i], to_float(batch.frames)[i, :, frame])
+    assert reconstruction.shape == original.shape
+    torch.testing.assert_close(terms["loss"], terms["l1"] + 3 * terms["lpips"])
+    frames = torch.cat([stage.draw(step, 0).shown for step in range(40)])
+    assert frames.bincount(minlength=4).min() > 5  # any frame, by step and sample
+    assert torch.equal(stage.draw(1, 0).shown, batch.shown)

@@ -364,11 +364,11 @@ def test_training_is_measured_at_the_batch_asked_for(monkeypatch: pytest.MonkeyP
 
 def test_what_cannot_run_here_is_left_out_and_said() -> None:
     config = run_config("autoencoder").model_dump(mode="json")
-    config |= {"loss": {"l1": 4, "lpips": 4}}
     config["training"]["precision"] = "fp16"
     changed, notes = train._trainable(RunConfig.model_validate(config), CPU)
-    assert (changed.loss.lpips, changed.loss.l1, changed.training.precision) == (0, 4, "fp32")
-    assert ["perceptual" in notes[0], "fp16" in notes[1]] == [True, True]
+    assert changed.training.precision == "fp32"
+    assert len(notes) == 1
+    assert "fp16" in notes[0]
 
 
 def test_a_random_network_can_be_trained() -> None:

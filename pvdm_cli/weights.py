@@ -1,0 +1,111 @@
+"""Weights that others have trained: where they come from, their hashes, where they lie here.
+
+Files lie in the folder that PVDM_WEIGHTS names, else in ~/.cache/pvdm. What is not there is
+downloaded once; a machine without network takes files put there by hand.
+"""
+
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pvdm_cli.errors import ModelError
+from pvdm_cli.files import atomic_file, sha256
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One outside file.
+
+    Attributes:
+        file: Its name in the folder of weights.
+        url: Where it comes from.
+        sha256: Of its content.
+        size: In bytes.
+        licence: Of the weights, and where it stands.
+    """
+
+    file: str
+    url: str
+    sha256: str
+    size: int
+    licence: str
+
+
+VGG16 = Weights(
+    file="vgg16-397923af.pth",
+    url="https://download.pytorch.org/models/vgg16-397923af.pth",
+    sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    size=553_433_881,
+    licence="BSD-3-Clause, torchvision; trained on ImageNet (non-commercial research)",
+)
+LPIPS_VGG = Weights(
+    file="lpips-vgg-v0.1.pth",
+    url="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/"
+    "082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1/vgg.pth",
+    sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    size=7_289,
+    licence="BSD-2-Clause, richzhang/PerceptualSimilarity",
+)
+
+
+def folder() -> Path:
+    """Folder of outside weights."""
+    given = os.environ.get("PVDM_WEIGHTS")
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "pvdm"
+
+
+def load(weights: Weights, *, needed_by: str, without: str) -> dict[str, Tensor]:
+    """Load a file of outside weights, downloading it if it is not there.
+
+    Args:
+        weights: Which.
+        needed_by: What asks for it, e.g. "loss.lpips=4".
+        without: How to do without it, e.g. "loss.lpips=0".
+
+    Raises:
+        ModelError: If it can be neither found nor downloaded, or is not the file it should be.
+    """
+    path = folder() / weights.file
+    if not path.is_file():
+        _download(weights, path, f"{needed_by} needs {weights.file}", f"or go without: {without}")
+    if wrong := _difference(weights, path):
+        raise ModelError(f"{path}: {wrong}; remove it to download it again")
+    found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return found
+
+
+def _download(weights: Weights, path: Path, needed: str, without: str) -> None:
+    """Fetch a file, whole or not at all."""
+    by_hand = f"put it into {path.parent} by hand (PVDM_WEIGHTS names another folder), {without}"
+    try:
+        with (
+            urllib.request.urlopen(weights.url, timeout=30) as answer,
+            atomic_file(path) as temporary,
+            temporary.open("wb") as file,
+        ):
+            while block := answer.read(1 << 20):
+                file.write(block)
+            file.flush()
+            if wrong := _difference(weights, temporary):
+                raise ModelError(f"{weights.url}: {wrong}; {by_hand}")
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise ModelError(
+            f"{needed}, which could not be downloaded from {weights.url} ({reason}); {by_hand}"
+        ) from error
+
+
+def _difference(weights: Weights, path: Path) -> str:
+    """Say how a file differs from the one pinned here; empty if it does not."""
+    size = path.stat().st_size
+    if size != weights.size:
+        return f"not {weights.file}, which has {weights.size} bytes and not {size}"
+    if sha256(path) != weights.sha256:
+        return f"not {weights.file}, its sha256 is another"
+    return ""
