@@ -197,12 +197,13 @@ class LossConfig(Section):
 
 
 class AdversarialConfig(Section):
-    """The published second phase of the autoencoder; not trainable yet."""
+    """The published second phase of the autoencoder: two PatchGANs take turns with it."""
 
     discriminator_channels: int = Field(64, ge=1, description="channels of its first layer")
     discriminator_layers: int = Field(3, ge=1, description="downsampling layers")
     generator_weight: float = Field(1.0, ge=0, description="weight of the hinge loss")
     feature_weight: float = Field(4.0, ge=0, description="weight of feature matching")
+    ramp_steps: int = Field(0, ge=0, description="steps over which both weights rise from 0")
     discriminator_grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
 
 
@@ -319,6 +320,8 @@ class RunConfig(ModelConfig):
         """Reject a diffusion stage without a denoiser."""
         if self.stage == "diffusion" and (self.denoiser is None or self.diffusion is None):
             raise ValueError("stage: diffusion needs the sections denoiser and diffusion")
+        if self.stage == "diffusion" and self.adversarial is not None:
+            raise ValueError("adversarial belongs to stage: autoencoder; leave it out")
         small = min(self.clip.height, self.clip.width) < 16
         if self.stage == "autoencoder" and self.loss.lpips and small:
             raise ValueError(

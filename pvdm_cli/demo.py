@@ -122,7 +122,7 @@ def estimate_hours(device: str = "auto") -> float:
     seconds = 0.0
     for preset in SMALL_RATE:
         config = load_config(preset)
-        step = stepper(noise_stage(config, target), config, target)
+        step = stepper(noise_stage(config, target), config)
         step()  # the first makes the optimizer's moments
         seconds += config.training.steps * min(seconds_of(step, target) for _ in range(2))
     return seconds / 3600

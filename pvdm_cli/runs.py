@@ -23,7 +23,8 @@ from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.progress import Reporter
 from pvdm_cli.rollout import Sampling, Steps, rollout
 from pvdm_cli.runtime import generator, resolve_device
-from pvdm_cli.training.autoencoder import AutoencoderStage, refuse_untrainable
+from pvdm_cli.training.adversary import Adversary
+from pvdm_cli.training.autoencoder import AutoencoderStage
 from pvdm_cli.training.diffusion import DiffusionStage, check_cache
 from pvdm_cli.training.loop import Stage, TrainResult, train
 from pvdm_cli.video.pixels import to_uint8
@@ -72,7 +73,6 @@ def run_training(
         PvdmError: If something needed is missing or does not fit.
     """
     target = resolve_device(device)
-    refuse_untrainable(config)
     if config.training.precision == "fp16" and target.type == "cpu":
         raise ConfigError("training.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
     if config.stage == "autoencoder" and data is None:
@@ -169,7 +169,13 @@ def _autoencoder_stage(
         ]
         write_video(path.with_suffix(".mp4"), grid(pairs), clips.fps or 8)
 
-    return AutoencoderStage(config, network.to(device), clips, held_out, show, perceptual)
+    adversary = None
+    if config.adversarial is not None:
+        with _seeded(settings.seed + 1):
+            adversary = Adversary(config.adversarial).to(device)
+    return AutoencoderStage(
+        config, network.to(device), clips, held_out, show, perceptual, adversary
+    )
 
 
 def _perceptual(weight: float, device: torch.device) -> LPIPS | None:

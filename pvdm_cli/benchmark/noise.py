@@ -20,6 +20,7 @@ from pvdm_cli.data.clips import Clips, Usable
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.perceptual import LPIPS
+from pvdm_cli.training.adversary import Adversary
 from pvdm_cli.training.autoencoder import AutoencoderStage
 from pvdm_cli.training.diffusion import DiffusionStage
 from pvdm_cli.training.loop import Stage
@@ -32,7 +33,10 @@ def noise_stage(config: RunConfig, device: torch.device) -> Stage[Any]:
     if config.stage == "autoencoder":
         clips = _noise_clips(config)
         perceptual = LPIPS().to(device) if config.loss.lpips else None  # of random weights
-        return AutoencoderStage(config, autoencoder, clips, None, lambda *shown: None, perceptual)
+        adversary = Adversary(config.adversarial).to(device) if config.adversarial else None
+        return AutoencoderStage(
+            config, autoencoder, clips, None, lambda *shown: None, perceptual, adversary
+        )
     data = config.data.model_copy(update={"holdout": 0.0})
     config = config.model_copy(update={"data": data})
     with tempfile.TemporaryDirectory(prefix="pvdm-bench-") as folder:

@@ -21,9 +21,8 @@ from pvdm_cli.environment import environment
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.runtime import resolve_device
-from pvdm_cli.training.autoencoder import refuse_untrainable
-from pvdm_cli.training.loop import Stage, accumulate, update
-from pvdm_cli.training.optim import make_average, make_optimizer
+from pvdm_cli.training.loop import Stage, accumulate, make_players, update
+from pvdm_cli.training.optim import make_average
 
 DEFAULT_PRESETS = ("demo/autoencoder", "demo/diffusion")
 MOST = {"cpu": 64, "mps": 64, "cuda": 1024}  # where the search stops unless told otherwise
@@ -174,7 +173,6 @@ def _trainable(config: RunConfig, device: torch.device) -> tuple[RunConfig, list
         notes.append("measured in fp32: its fp16 needs a GPU")
         training = config.training.model_copy(update={"precision": "fp32"})
         config = config.model_copy(update={"training": training})
-    refuse_untrainable(config)
     return config, notes
 
 
@@ -253,7 +251,7 @@ def measure(
     config = parse_config(RunConfig, job.config, where="the preset")
     training = config.training.model_copy(update={"batch_size": job.batch, "accumulation": 1})
     config = config.model_copy(update={"training": training})
-    step = stepper(noise_stage(config, device), config, device)
+    step = stepper(noise_stage(config, device), config)
 
     def timed() -> float:
         seconds = seconds_of(step, device)
@@ -279,19 +277,21 @@ def _enforce(
         raise PvdmError(f"--memory-limit works on cpu and cuda, not on {device.type}")
 
 
-def stepper(stage: Stage[Any], config: RunConfig, device: torch.device) -> Callable[[], None]:
-    """Return one whole optimizer step of the training loop, on the same batch each time."""
-    settings, network = config.training, stage.network
-    optimizer = make_optimizer(network.parameters(), settings)
-    average = make_average(network, settings)
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+def stepper(stage: Stage[Any], config: RunConfig) -> Callable[[], None]:
+    """Return one whole optimizer step of the training loop, on the same batch each time.
+
+    Where two players take turns it is a step of each.
+    """
+    settings, players = config.training, make_players(stage, config)
+    average = make_average(stage.network, settings)
     batches = itertools.repeat(stage.draw(0, 0))
     steps = itertools.count(1)
 
     def step() -> None:
-        accumulate(stage, batches, scaler, device, config)
-        update(network, optimizer, scaler, settings.grad_clip)
+        for player in players:
+            accumulate(player, batches, config)
+            update(player)
         if average is not None and next(steps) % settings.ema_every == 0:
-            average.update_parameters(network)
+            average.update_parameters(stage.network)
 
     return step

@@ -10,15 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pvdm_cli.config import RunConfig
+from pvdm_cli.config import AdversarialConfig, RunConfig
 from pvdm_cli.data.clips import Clips
-from pvdm_cli.errors import ConfigError
 from pvdm_cli.latents import flatten, unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.layers import recompute
 from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.runtime import generator
+from pvdm_cli.training.adversary import Adversary, Seen
+from pvdm_cli.training.loop import Rival
 from pvdm_cli.video.pixels import to_float, to_uint8
 
 SHOWN = 0xF4A  # a fourth word keys the draw of frames apart from other draws
@@ -30,25 +31,13 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1).clamp(min=1e-10))
 
 
-def refuse_untrainable(config: RunConfig) -> None:
-    """Refuse what this version cannot train, before any data is read.
-
-    Raises:
-        ConfigError: For the adversarial phase.
-    """
-    if config.adversarial is not None:
-        raise ConfigError(
-            "the adversarial phase cannot be trained by this version yet; "
-            "use the preset without it (`pvdm presets ls`)"
-        )
-
-
 class ClipBatch(NamedTuple):
     """Clips and what is drawn for them."""
 
     frames: Tensor  # uint8 [b, s, H, W, 3]
     shown: Tensor  # int64 [b], the frame of each clip that the perceptual loss looks at
     noise: Tensor | None  # [b, c, n], added to the latents
+    step: int
 
 
 class AutoencoderStage:
@@ -61,6 +50,7 @@ class AutoencoderStage:
         held_out: Clips to measure on.
         show: Writes originals beside reconstructions.
         perceptual: The perceptual loss, where `loss.lpips` asks for it.
+        adversary: The discriminators of the second phase.
     """
 
     weights_file = "autoencoder.safetensors"
@@ -73,9 +63,10 @@ class AutoencoderStage:
         held_out: Clips | None,
         show: ShowVideos,
         perceptual: LPIPS | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         self.config, self.network, self.train, self.show = config, network, train, show
-        self.perceptual = perceptual
+        self.perceptual, self.adversary = perceptual, adversary
         self.held_out = held_out
         recompute(network, config.training.activation_checkpointing)
         self.device = next(network.parameters()).device
@@ -97,7 +88,7 @@ class AutoencoderStage:
                 for i in samples
             ]
         )
-        return ClipBatch(self.train.draw(settings.seed, step, samples), shown, noise)
+        return ClipBatch(self.train.draw(settings.seed, step, samples), shown, noise, step)
 
     def _noise(self, *key: int) -> Tensor:
         """Draw noise [c, n] whose standard deviation is uniform in [0, loss.latent_noise].
@@ -110,23 +101,57 @@ class AutoencoderStage:
         return level * torch.randn(latent.c, latent.flat, generator=draws)
 
     def losses(self, network: nn.Module, batch: ClipBatch) -> dict[str, Tensor]:
-        """Weighted L1 and L2 between clips and reconstructions, and LPIPS of one frame of each."""
+        """Weighted sum of L1, L2, LPIPS, and what the discriminators think (method, section 2)."""
+        real, fake = self._seen(network, batch)
+        error = fake.clip - real.clip
+        weights, terms = self.config.loss, {"l1": error.abs().mean(), "l2": error.square().mean()}
+        loss = weights.l1 * terms["l1"] + weights.l2 * terms["l2"]
+        if self.perceptual is not None:
+            terms["lpips"] = self.perceptual(fake.frame, real.frame).mean()
+            loss = loss + weights.lpips * terms["lpips"]
+        if self.adversary is not None:
+            terms |= self.adversary.generator_terms(fake, real)
+            share = self._adversarial_share(batch.step)
+            loss = loss + share * self.adversarial.generator_weight * terms["generator"]
+            loss = loss + share * self.adversarial.feature_weight * terms["features"]
+        return {"loss": loss, **terms}
+
+    @property
+    def rival(self) -> Rival | None:
+        """The discriminators, in the second phase."""
+        if self.adversary is None:
+            return None
+        clip = self.adversarial.discriminator_grad_clip
+        return Rival("adversary", self.adversary, self.adversary_losses, clip)
+
+    def adversary_losses(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """Hinge loss of the discriminators on reconstructions made without gradients."""
+        assert self.adversary is not None
+        with torch.no_grad():
+            real, fake = self._seen(self.network, batch)
+        return self.adversary.discriminator_terms(fake, real)
+
+    @property
+    def adversarial(self) -> AdversarialConfig:
+        """Settings of the second phase."""
+        assert self.config.adversarial is not None
+        return self.config.adversarial
+
+    def _adversarial_share(self, step: int) -> float:
+        """Share of the adversarial weights that counts at a step: rises from 0 to 1."""
+        return min(1.0, (step + 1) / max(1, self.adversarial.ramp_steps))
+
+    def _seen(self, network: nn.Module, batch: ClipBatch) -> tuple[Seen, Seen]:
+        """Reconstruct a batch; return clips with one frame of each, and their reconstructions."""
         assert isinstance(network, Autoencoder)
         x = to_float(batch.frames.to(self.device, non_blocking=True))
         z = network.encode(x)
         if batch.noise is not None:
             noisy = flatten(z) + batch.noise.to(self.device, non_blocking=True)
             z = unflatten(noisy, self.config.latent)
-        reconstruction = network.decode(z).float()
-        error = reconstruction - x
-        terms = {"l1": error.abs().mean(), "l2": error.square().mean()}
-        weights = self.config.loss
-        loss = weights.l1 * terms["l1"] + weights.l2 * terms["l2"]
-        if self.perceptual is not None:
-            at = torch.arange(len(x), device=self.device), slice(None), batch.shown.to(self.device)
-            terms["lpips"] = self.perceptual(reconstruction[at], x[at]).mean()
-            loss = loss + weights.lpips * terms["lpips"]
-        return {"loss": loss, **terms}
+        y = network.decode(z).float()
+        rows, shown = torch.arange(len(x), device=self.device), batch.shown.to(self.device)
+        return Seen(x[rows, :, shown], x), Seen(y[rows, :, shown], y)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """PSNR on the first clip of each held-out video, beside repeating each clip's mean frame."""

@@ -6,6 +6,7 @@ A checkpoint is `checkpoints/step-00012345/` with `model/` (a model folder, EMA 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,17 @@ from pvdm_cli.model import (
     write_tensors,
 )
 
-FORMAT = 1
+FORMAT = 2
 TENSORS = "training.safetensors"
+# Networks with their optimizers, by what leads the names of their tensors: "" for the first.
+Trained = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]
 
 
 def save_checkpoint(
     run: Path,
     step: int,
     model: Model,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    trained: Trained,
     average: AveragedModel | None,
     extra: dict[str, Any],
 ) -> Path:
@@ -44,9 +46,8 @@ def save_checkpoint(
         run: The run folder.
         step: Optimizer steps done.
         model: What to publish: the averaged weights where there is an average.
-        network: The network in training, with its live weights.
-        optimizer: Its optimizer.
-        average: Its average, or None.
+        trained: What is in training.
+        average: The average of its first network, or None.
         extra: Further JSON state, e.g. the gradient scaler's.
     """
     path = run / "checkpoints" / f"step-{step:08d}"
@@ -54,7 +55,7 @@ def save_checkpoint(
         for name in ("model", "state"):
             (folder / name).mkdir()
         fill_model_folder(model, folder / "model")
-        written = write_tensors(_tensors(network, optimizer), folder / "state" / TENSORS)
+        written = write_tensors(_tensors(trained), folder / "state" / TENSORS)
         state = {
             "format": FORMAT,
             "step": step,
@@ -68,17 +69,15 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    trained: Trained,
     average: AveragedModel | None,
     averaged_weights: str,
 ) -> dict[str, Any]:
-    """Put a checkpoint's state into network, optimizer and average; return the JSON state.
+    """Put a checkpoint's state into networks, optimizers and average; return the JSON state.
 
     Args:
         path: The checkpoint folder.
-        network: Takes the live weights.
-        optimizer: Takes its moments.
+        trained: Networks take their live weights, optimizers their moments.
         average: Takes the published weights of the model folder.
         averaged_weights: Their file, `denoiser.safetensors` or `autoencoder.safetensors`.
 
@@ -89,16 +88,28 @@ def load_checkpoint(
     state = _read_state(path / "state" / "state.json", remedy)
     listed = read_card(path / "model")["files"]
     tensors = read_tensors(path / "state" / TENSORS, state["files"][TENSORS], "state.json", remedy)
-    live = {k.removeprefix("live."): v for k, v in tensors.items() if k.startswith("live.")}
     # Copied into the tensors that are there: their memory layout decides how sums are rounded.
     if average is not None:
         file = path / "model" / averaged_weights
         weights = read_tensors(file, listed.get(file.name, {"bytes": None}), "model.json", remedy)
         average.module.load_state_dict(weights)
         average.n_averaged.fill_(state["averaged"])
-    network.load_state_dict(live)
-    _restore_optimizer(optimizer, tensors)
+    for prefix, (network, optimizer) in trained.items():
+        network.load_state_dict(_under(f"{prefix}live.", tensors))
+        _restore_optimizer(optimizer, _under(f"{prefix}optimizer.", tensors))
     return state
+
+
+def load_moments(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer the moments of a checkpoint's first network: training goes on as it was.
+
+    Raises:
+        ModelError: If a file is missing, truncated or changed, or of another network.
+    """
+    remedy = f"name another checkpoint than {path}"
+    state = _read_state(path / "state" / "state.json", remedy)
+    tensors = read_tensors(path / "state" / TENSORS, state["files"][TENSORS], "state.json", remedy)
+    _restore_optimizer(optimizer, _under("optimizer.", tensors))
 
 
 def settle(run: Path, keep_last: int, keep_every: int) -> None:
@@ -124,18 +135,28 @@ def _read_state(path: Path, remedy: str) -> dict[str, Any]:
         raise ModelError(f"{path}: not a training state; {remedy}")
     if state["format"] != FORMAT:
         raise ModelError(
-            f"{path}: format {state['format']}, this version reads {FORMAT}; update pvdm"
+            f"{path}: format {state['format']}, this version reads {FORMAT}; go on with the "
+            "version of pvdm that wrote it"
         )
     return state
 
 
-def _tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(trained: Trained) -> dict[str, Tensor]:
     """Name every tensor of the training state."""
-    tensors = {f"live.{k}": v.detach().cpu() for k, v in network.state_dict().items()}
-    for number, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value).detach().cpu()
+    tensors = {}
+    for prefix, (network, optimizer) in trained.items():
+        for key, value in network.state_dict().items():
+            tensors[f"{prefix}live.{key}"] = value.detach().cpu()
+        for number, moments in optimizer.state_dict()["state"].items():
+            for key, value in moments.items():
+                name = f"{prefix}optimizer.{number}.{key}"
+                tensors[name] = torch.as_tensor(value).detach().cpu()
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pick the tensors whose names begin so, without that beginning."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -146,10 +167,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".")
-            like = parameters[int(number)]
-            if tensor.shape == like.shape:
-                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-            state.setdefault(int(number), {})[key] = tensor
+        number, key = name.split(".")
+        like = parameters[int(number)]
+        if tensor.shape == like.shape:
+            tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -44,6 +44,7 @@ class DiffusionStage:
     """Joint training with and without the previous clip, from a latent cache."""
 
     weights_file = "denoiser.safetensors"
+    rival = None
 
     def __init__(
         self,

@@ -9,9 +9,10 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,13 @@ from pvdm_cli.config import RunConfig
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import Model, list_checkpoints
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.training.checkpoint import load_checkpoint, save_checkpoint, settle
+from pvdm_cli.training.checkpoint import (
+    Trained,
+    load_checkpoint,
+    load_moments,
+    save_checkpoint,
+    settle,
+)
 from pvdm_cli.training.metrics import Metrics
 from pvdm_cli.training.optim import learning_rate, make_average, make_optimizer
 
@@ -41,6 +48,10 @@ class Stage(Protocol[BatchT]):
     def network(self) -> nn.Module:
         """The network in training, on its device."""
 
+    @property
+    def rival(self) -> "Rival | None":
+        """What takes turns with the network, if anything does."""
+
     def draw(self, step: int, micro: int) -> BatchT:
         """Draw the batch of an accumulation step; pure, called ahead of time from a thread."""
 
@@ -55,6 +66,54 @@ class Stage(Protocol[BatchT]):
 
     def sample(self, network: nn.Module, path: Path) -> None:
         """Write videos that show how good the network is to files that start with `path`."""
+
+
+class Rival(NamedTuple):
+    """A second network that is trained in turn with a stage's own."""
+
+    name: str  # leads the names of its terms and tensors
+    network: nn.Module
+    losses: Callable[[Any], dict[str, Tensor]]  # batch -> `loss` and its terms
+    grad_clip: float
+
+
+@dataclass
+class Player:
+    """Something that is trained: a network with its optimizer. Two of them take turns.
+
+    Attributes:
+        name: Empty for the network itself; it leads the names of the other's terms and tensors.
+    """
+
+    name: str
+    network: nn.Module
+    losses: Callable[[Any], dict[str, Tensor]]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    grad_clip: float
+
+    def term(self, name: str) -> str:
+        """Name one of its terms in `metrics.jsonl`."""
+        return f"{self.name}_{name}" if self.name else name
+
+
+def make_players(stage: Stage[Any], config: RunConfig) -> list[Player]:
+    """Give the network, and its rival where there is one, what training needs."""
+    settings = config.training
+    device = next(stage.network.parameters()).device
+
+    losses = partial(stage.losses, stage.network)
+    sides = [Rival("", stage.network, losses, settings.grad_clip)]
+    if stage.rival is not None:
+        sides.append(stage.rival)
+    return [
+        Player(
+            **side._asdict(),
+            optimizer=make_optimizer(side.network.parameters(), settings),
+            scaler=torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16"),
+        )
+        for side in sides
+    ]
 
 
 @dataclass
@@ -133,11 +192,9 @@ class _Trainer:
         self.run, self.provenance, self.reporter = run, provenance, reporter
         self.network = stage.network
         self.device = next(stage.network.parameters()).device
-        self.optimizer = make_optimizer(stage.network.parameters(), self.settings)
+        self.players = make_players(stage, config)
         self.average = make_average(stage.network, self.settings)
         self.published = stage.network if self.average is None else self.average.module
-        fp16 = self.settings.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         state = self._restore()
         self.step: int = state.get("step", 0)
         self.measured: dict[str, float] = state.get("measured", {})  # the last validation
@@ -148,14 +205,29 @@ class _Trainer:
         """Load the newest checkpoint; return its state, empty if there is none."""
         checkpoints = list_checkpoints(self.run)
         if not checkpoints:
+            self._take_over_moments()
             return {}
         state = load_checkpoint(
-            checkpoints[-1], self.network, self.optimizer, self.average, self.stage.weights_file
+            checkpoints[-1], self._trained(), self.average, self.stage.weights_file
         )
-        self.scaler.load_state_dict(state["scaler"])
+        for player in self.players:
+            player.scaler.load_state_dict(state["scalers"][player.name])
         settle(self.run, self.settings.keep_last, self.settings.keep_every)
         self.reporter.say(f"continuing {self.run} from step {state['step']}")
         return state
+
+    def _take_over_moments(self) -> None:
+        """Let the second phase go on with the optimizer of the first, not only its weights."""
+        start = Path(self.config.init) if self.config.init else None
+        if self.stage.rival is not None and start is not None and list_checkpoints(start):
+            load_moments(list_checkpoints(start)[-1], self.players[0].optimizer)
+
+    def _trained(self) -> Trained:
+        """Everything in training, by what leads the names of its tensors."""
+        return {
+            f"{player.name}." if player.name else "": (player.network, player.optimizer)
+            for player in self.players
+        }
 
     @property
     def finished(self) -> bool:
@@ -168,20 +240,25 @@ class _Trainer:
 
     def advance(self, batches: Iterator[Any]) -> None:
         """Take one optimizer step, and log and validate where that is due."""
+        turn, of = self.step % len(self.players), self.step // len(self.players)
+        player = self.players[turn]
         rate = learning_rate(self.settings, self.step)
-        for group in self.optimizer.param_groups:
+        for group in player.optimizer.param_groups:
             group["lr"] = rate
-        terms = accumulate(self.stage, batches, self.scaler, self.device, self.config)
-        norm = update(self.network, self.optimizer, self.scaler, self.settings.grad_clip)
+        terms = accumulate(player, batches, self.config)
+        terms["grad_norm"] = update(player)
         self.step += 1
-        if self.average is not None and self.step % self.settings.ema_every == 0:
+        if self.average is not None and turn == 0 and (of + 1) % self.settings.ema_every == 0:
             self.average.update_parameters(self.network)
-        self.metrics.add(terms)
+        self.metrics.add({player.term(name): value for name, value in terms.items()})
         self.reporter.advance(1, **self.metrics.shown())
         if self.due(self.settings.log_every):
-            loss = self.metrics.log(self.step, lr=rate, grad_norm=float(norm))
-            if not isfinite(loss):
-                raise self._diverged(f"the loss is {loss}")
+            means = self.metrics.log(self.step, lr=rate)
+            broken = [name for name, value in means.items() if not isfinite(value)]
+            if broken:
+                causes = [name for name in broken if name not in ("loss", "grad_norm")]
+                name = (causes or broken)[0]
+                raise self._diverged(f"{name} is {means[name]}")
         if self.due(self.settings.validate_every):
             self._validate()
 
@@ -196,18 +273,17 @@ class _Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, never one with broken weights; then remove older ones."""
-        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
-            raise self._diverged("weights are no longer finite")
+        for player in self.players:
+            if not all(bool(weight.isfinite().all()) for weight in player.network.parameters()):
+                raise self._diverged("weights are no longer finite")
         model = self.stage.model(self.published)
         model.provenance |= {**self.provenance, "step": self.step, "metrics": self.measured}
         state = {
-            "scaler": self.scaler.state_dict(),
+            "scalers": {player.name: player.scaler.state_dict() for player in self.players},
             "measured": self.measured,
             "metrics": self.metrics.state(),
         }
-        save_checkpoint(
-            self.run, self.step, model, self.network, self.optimizer, self.average, state
-        )
+        save_checkpoint(self.run, self.step, model, self._trained(), self.average, state)
         settle(self.run, self.settings.keep_last, self.settings.keep_every)
 
     def show(self, *, again: bool = True) -> None:
@@ -245,41 +321,31 @@ def _ahead(stage: Stage[BatchT], step: int, config: RunConfig) -> Generator[Batc
             yield future.result()
 
 
-def accumulate(
-    stage: Stage[BatchT],
-    batches: Iterator[BatchT],
-    scaler: torch.amp.GradScaler,
-    device: torch.device,
-    config: RunConfig,
-) -> dict[str, Tensor]:
+def accumulate(player: Player, batches: Iterator[Any], config: RunConfig) -> dict[str, Tensor]:
     """Run forward and backward over one optimizer step's batches; mean of each loss term."""
     settings = config.training
     precision = PRECISIONS[settings.precision]
+    device = next(player.network.parameters()).device
     totals: dict[str, Tensor] = {}
     for _ in range(settings.accumulation):
         batch = next(batches)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            terms = stage.losses(stage.network, batch)
-        scaler.scale(terms["loss"] / settings.accumulation).backward()
+            terms = player.losses(batch)
+        player.scaler.scale(terms["loss"] / settings.accumulation).backward()
         for name, value in terms.items():
             share = value.detach() / settings.accumulation
             totals[name] = totals[name] + share if name in totals else share
     return totals
 
 
-def update(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    grad_clip: float,
-) -> Tensor:
+def update(player: Player) -> Tensor:
     """Clip the gradient and take one optimizer step; return the norm before clipping."""
-    scaler.unscale_(optimizer)
-    most = grad_clip or float("inf")
-    norm = nn.utils.clip_grad_norm_(network.parameters(), most)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    player.scaler.unscale_(player.optimizer)
+    most = player.grad_clip or float("inf")
+    norm = nn.utils.clip_grad_norm_(player.network.parameters(), most)
+    player.scaler.step(player.optimizer)
+    player.scaler.update()
+    player.optimizer.zero_grad(set_to_none=True)
     return norm
 
 

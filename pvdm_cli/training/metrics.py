@@ -24,8 +24,9 @@ class Metrics:
     def __init__(self, path: Path, *, since: int, state: dict[str, Any] | None = None) -> None:
         self.path = path
         self.last: dict[str, float] = {}
-        state = state or {"sums": {}, "steps": 0}
+        state = state or {"sums": {}, "counts": {}, "steps": 0}
         self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
+        self._counts: dict[str, int] = dict(state["counts"])  # a term is not of every step
         self._count: int = state["steps"]
         self._counted_before = self._count  # in another process: of no use for a rate
         self._time = time.perf_counter()
@@ -35,7 +36,7 @@ class Metrics:
     def state(self) -> dict[str, Any]:
         """What a line not yet written is made of, as JSON values: kept in checkpoints."""
         sums = {name: float(value) for name, value in self._sums.items()}
-        return {"sums": sums, "steps": self._count}
+        return {"sums": sums, "counts": self._counts, "steps": self._count}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Count one step's loss terms."""
@@ -43,20 +44,22 @@ class Metrics:
             value = value.float()
             before = self._sums.get(name)
             self._sums[name] = value if before is None else before.to(value.device) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
         self._count += 1
 
     def shown(self) -> dict[str, str]:
         """What stands beside the bar: the last logged loss."""
         return {"loss": f"{self.last['loss']:.4f}"} if "loss" in self.last else {}
 
-    def log(self, step: int, **more: float) -> float:
-        """Write a line of means, rates and `more`; return the mean loss."""
+    def log(self, step: int, **more: float) -> dict[str, float]:
+        """Write a line of means, rates and `more`; return the means."""
         now = time.perf_counter()
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         rate = (self._count - self._counted_before) / (now - self._time)
         self._write(step, {**means, **more, "steps_per_second": round(rate, 4)})
-        self._sums, self._count, self._counted_before, self._time = {}, 0, 0, now
-        return means["loss"]
+        self._sums, self._counts = {}, {}
+        self._count, self._counted_before, self._time = 0, 0, now
+        return means
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Write a line of validation figures."""

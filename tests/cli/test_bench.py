@@ -152,7 +152,6 @@ def test_long_names_are_cut_to_the_terminal_and_nothing_else_is() -> None:
         (["sample", "sky/autoencoder"], "autoencoder preset"),
         (["sample", "no/such"], "neither a model"),
         (["sample", "--json", "--markdown"], "exclude each other"),
-        (["train", "sky/adversarial"], "adversarial phase"),
         (["train", "sky/diffusion-s", "--memory-limit", "much"], "--memory-limit 'much'"),
         (["train", "sky/diffusion-s", "training.batch=3"], "unknown key 'batch'"),
         (["train", "no/such"], "no preset 'no/such'"),

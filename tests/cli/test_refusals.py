@@ -193,13 +193,6 @@ def test_train_answers_an_unknown_preset_with_the_nearest(
     assert "did you mean 'ucf101/autoencoder'?" in said
 
 
-def test_train_says_that_the_adversarial_phase_cannot_be_trained_yet(
-    refusal: Refusal, videos: Path, tmp_path: Path
-) -> None:
-    words = ("train", "ucf101/adversarial", "--data", videos, "--out", tmp_path / "run")
-    assert "adversarial" in refusal(*words, "loss.lpips=0", "training.precision=fp32")
-
-
 def test_train_says_how_to_get_the_weights_of_the_perceptual_loss_and_how_to_do_without(
     refusal: Refusal, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,66 @@ def test_init_starts_from_given_weights_and_is_needed_only_once(
     assert place.train(stage, run, *more, "training.steps=3").finished
 
 
+ADVERSARIAL = (
+    *("adversarial.discriminator_channels=8", "adversarial.discriminator_layers=2"),
+    *("adversarial.ramp_steps=4", "training.precision=fp32"),
+)
+
+
+def test_the_adversarial_phase_goes_on_as_it_was(place: Place, tmp_path: Path) -> None:
+    init = f"init={place.first_stage}"
+    place.train("autoencoder", tmp_path / "whole", *ADVERSARIAL, init)
+    place.train("autoencoder", tmp_path / "run", *ADVERSARIAL, init, stop=stop_after(3))
+    place.train("autoencoder", tmp_path / "run", *ADVERSARIAL, init, stop=stop_after(4))
+    place.train("autoencoder", tmp_path / "run", *ADVERSARIAL, init)
+    assert difference(contents(tmp_path / "run"), contents(tmp_path / "whole")) == []
+    last = {name: value for line in metrics(tmp_path / "run") for name, value in line.items()}
+    for name in ("generator", "features", "grad_norm", "adversary_loss", "adversary_grad_norm"):
+        assert np.isfinite(last[name])
+    for name in ("adversary_real_accuracy", "adversary_fake_accuracy"):
+        assert 0 <= last[name] <= 1
+    state = load_file(list_checkpoints(tmp_path / "run")[-1] / "state" / "training.safetensors")
+    assert any(key.startswith("adversary.live.") for key in state)
+    assert any(key.startswith("adversary.optimizer.") for key in state)
+
+
+def test_the_adversarial_phase_takes_over_the_optimizer_of_the_first(
+    place: Place, tmp_path: Path
+) -> None:
+    def moments(run: Path) -> dict[str, Any]:
+        state = load_file(list_checkpoints(run)[-1] / "state" / "training.safetensors")
+        return {key: value for key, value in state.items() if key.startswith("optimizer.")}
+
+    before = moments(place.first_stage)
+    more = (*ADVERSARIAL, "training.steps=3", "training.checkpoint_every=1")
+    run = tmp_path / "run"
+    place.train("autoencoder", run, *more, f"init={place.first_stage}", stop=stop_after(1))
+    counts = {key for key in before if key.endswith(".step")}
+    assert counts
+    assert all(moments(run)[key] == before[key] + 1 for key in counts)
+    model = list_checkpoints(place.first_stage)[-1] / "model"  # a model has no optimizer to give
+    place.train("autoencoder", tmp_path / "fresh", *more, f"init={model}", stop=stop_after(1))
+    assert all(moments(tmp_path / "fresh")[key] == 1 for key in counts)
+
+
+def test_network_and_discriminators_take_turns(place: Place, tmp_path: Path) -> None:
+    def weights(step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        place.train("autoencoder", tmp_path / f"{step}", *ADVERSARIAL, stop=stop_after(step))
+        (checkpoint,) = list_checkpoints(tmp_path / f"{step}")
+        state = load_file(checkpoint / "state" / "training.safetensors")
+        ours = {k: v for k, v in state.items() if k.startswith("live.")}
+        theirs = {
+            k: v for k, v in state.items() if k.startswith("adversary.live.") and "norm" not in k
+        }
+        return ours, {k: v for k, v in theirs.items() if k.endswith(("weight", "bias"))}
+
+    (one, rival_one), (two, rival_two), (three, rival_three) = map(weights, (1, 2, 3))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not all(torch.equal(two[key], three[key]) for key in one)
+    assert not all(torch.equal(rival_one[key], rival_two[key]) for key in rival_one)
+    assert all(torch.equal(rival_two[key], rival_three[key]) for key in rival_one)
+
+
 def test_the_scale_of_the_latents_is_the_caches_or_that_of_the_weights_taken_over(
     place: Place, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:

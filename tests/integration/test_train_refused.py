@@ -50,7 +50,7 @@ def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
 @pytest.mark.parametrize(
     ("stage", "overrides", "options", "said"),
     [
-        ("autoencoder", ["adversarial.generator_weight=1"], {}, "adversarial phase cannot"),
+        ("diffusion", ["adversarial.generator_weight=1"], {}, "adversarial belongs to stage: auto"),
         ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
         ("autoencoder", [], {"data": None}, "give --data DIR"),
         ("diffusion", [], {"cache": None}, "give --cache CACHE"),

@@ -325,7 +325,7 @@ def test_a_measured_step_is_a_whole_training_step(stage: str) -> None:
     batch = built.draw(0, 0)
     assert len(batch.frames if stage == "autoencoder" else batch.z0) == 3
     before = built.losses(built.network, batch)["loss"].item()
-    step = train.stepper(built, config, CPU)
+    step = train.stepper(built, config)
     for _ in range(5):
         step()
     after = built.losses(built.network, batch)["loss"].item()

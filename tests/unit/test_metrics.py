@@ -23,7 +23,7 @@ def add(metrics: Metrics, *losses: float) -> None:
 def test_a_line_holds_the_means_since_the_line_before(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "m", since=0)
     add(metrics, 1, 2, 6)
-    assert metrics.log(3, lr=0.5) == 3
+    assert metrics.log(3, lr=0.5) == {"loss": 3, "l1": 1.5}
     add(metrics, 10)
     metrics.log(4, lr=0.25)
     metrics.validation(4, {"val_loss": 7.0})
@@ -71,7 +71,7 @@ def test_a_line_that_was_being_collected_goes_on_exactly(tmp_path: Path) -> None
     add(after, *losses[3:])
     assert after.log(7) == expected
     assert lines(tmp_path / "parts")[0]["l1"] == lines(tmp_path / "whole")[0]["l1"]
-    assert after.state() == {"sums": {}, "steps": 0}
+    assert after.state() == {"sums": {}, "counts": {}, "steps": 0}
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
