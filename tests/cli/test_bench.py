@@ -108,7 +108,7 @@ def test_the_train_table_names_the_largest_batch_and_the_limit(
     assert [job["batch"] for job in pretended] == [1, 2, 4, 8, 6, 5, 5]
     assert "must fit in 24 GB (given)" in result.out
     assert "ucf101/autoencoder: measured in fp32" in result.err
-    assert "without its perceptual loss" in " ".join(result.out.split())
+    assert "measured in fp32: its fp16 needs a GPU" in " ".join(result.out.split())
     assert "batch 8 does not fit" in result.err
 
 
