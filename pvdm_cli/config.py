@@ -226,6 +226,12 @@ class TrainingConfig(Section):
         "none",
         description="what is computed again in the backward pass instead of kept in memory: slower",
     )
+    retries: int = Field(
+        3,
+        ge=0,
+        description="times to go back to the last checkpoint when a loss is no number, each time at "
+        "half the learning rate (in the adversarial phase: half its weights)",
+    )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="average of the weights; 0 turns it off")
     ema_every: int = Field(1, ge=1, description="steps between two updates of the average")
     seed: int = Field(0, ge=0, description="of the initial weights and of every draw")

@@ -54,6 +54,7 @@ class AutoencoderStage:
     """
 
     weights_file = "autoencoder.safetensors"
+    rival_share = 1.0
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class AutoencoderStage:
 
     def _adversarial_share(self, step: int) -> float:
         """Share of the adversarial weights that counts at a step: rises from 0 to 1."""
-        return min(1.0, (step + 1) / max(1, self.adversarial.ramp_steps))
+        return self.rival_share * min(1.0, (step + 1) / max(1, self.adversarial.ramp_steps))
 
     def _seen(self, network: nn.Module, batch: ClipBatch) -> tuple[Seen, Seen]:
         """Reconstruct a batch; return clips with one frame of each, and their reconstructions."""

@@ -45,6 +45,7 @@ class DiffusionStage:
 
     weights_file = "denoiser.safetensors"
     rival = None
+    rival_share = 1.0
 
     def __init__(
         self,

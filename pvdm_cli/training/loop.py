@@ -40,9 +40,11 @@ class Stage(Protocol[BatchT]):
 
     Attributes:
         weights_file: The network's file in a model folder.
+        rival_share: Factor of the weights of the terms that come from the rival.
     """
 
     weights_file: str
+    rival_share: float
 
     @property
     def network(self) -> nn.Module:
@@ -160,20 +162,18 @@ def train(
     began = time.perf_counter()
     trainer = _Trainer(stage, config, run, provenance or {}, reporter)
     trainer.show(again=False)  # a kill may have come between a checkpoint and its sample
-    reporter.start(f"training {config.stage}", config.training.steps, "step")
-    reporter.advance(trainer.step)
     stopped = False
-    with closing(_ahead(stage, trainer.step, config)) as batches:
-        while not trainer.finished and not stopped:
-            trainer.advance(batches)
-            stopped = stop()
-            if stopped or trainer.due(config.training.checkpoint_every):
-                trainer.save()
-            if trainer.finished or not stopped:
-                trainer.show()
-    reporter.done()
+    while not trainer.finished and not stopped:
+        try:
+            stopped = trainer.go_on(stop)
+        except _Diverged as found:
+            trainer.go_back(found)
     seconds = time.perf_counter() - began
     return TrainResult(run, trainer.step, trainer.finished, seconds, trainer.metrics.last)
+
+
+class _Diverged(Exception):
+    """A loss or a weight is no longer a number."""
 
 
 class _Trainer:
@@ -195,26 +195,74 @@ class _Trainer:
         self.players = make_players(stage, config)
         self.average = make_average(stage.network, self.settings)
         self.published = stage.network if self.average is None else self.average.module
-        state = self._restore()
+        if list_checkpoints(run):
+            self._restore()
+            self.reporter.say(f"continuing {run} from step {self.step}")
+        else:
+            self._begin({})
+            self._take_over_moments()
+
+    def _begin(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint says beside its tensors."""
         self.step: int = state.get("step", 0)
+        self.setbacks: int = state.get("setbacks", 0)  # times this run has gone back
         self.measured: dict[str, float] = state.get("measured", {})  # the last validation
-        path = run / "metrics.jsonl"
+        path = self.run / "metrics.jsonl"
         self.metrics = Metrics(path, since=self.step, state=state.get("metrics"))
 
-    def _restore(self) -> dict[str, Any]:
-        """Load the newest checkpoint; return its state, empty if there is none."""
+    def _restore(self) -> None:
+        """Load the newest checkpoint."""
         checkpoints = list_checkpoints(self.run)
-        if not checkpoints:
-            self._take_over_moments()
-            return {}
         state = load_checkpoint(
             checkpoints[-1], self._trained(), self.average, self.stage.weights_file
         )
         for player in self.players:
             player.scaler.load_state_dict(state["scalers"][player.name])
         settle(self.run, self.settings.keep_last, self.settings.keep_every)
-        self.reporter.say(f"continuing {self.run} from step {state['step']}")
-        return state
+        self._begin(state)
+
+    def go_on(self, stop: Callable[[], bool]) -> bool:
+        """Train to the last step, saving and showing on the way; return whether it was stopped."""
+        self.reporter.start(f"training {self.config.stage}", self.settings.steps, "step")
+        self.reporter.advance(self.step)
+        stopped = False
+        with closing(_ahead(self.stage, self.step, self.config)) as batches:
+            while not self.finished and not stopped:
+                self.advance(batches)
+                stopped = stop()
+                if stopped or self.due(self.settings.checkpoint_every):
+                    self.save()
+                if self.finished or not stopped:
+                    self.show()
+        self.reporter.done()
+        return stopped
+
+    def go_back(self, found: _Diverged) -> None:
+        """Return to the last checkpoint and go more gently from there.
+
+        Raises:
+            PvdmError: If there is none, or it has been tried often enough.
+        """
+        self.reporter.done()
+        at, setbacks = self.step, self.setbacks + 1
+        if setbacks > self.settings.retries or not list_checkpoints(self.run):
+            tried = f" after {self.setbacks} retries" if self.setbacks else ""
+            raise PvdmError(
+                f"{self.run}: {found} at step {at}{tried}; start another run from the last "
+                f"checkpoint by init={self.run} with a lower training.lr or training.grad_clip=1"
+            ) from None
+        self._restore()
+        self.setbacks = setbacks
+        what = "learning rate" if self.stage.rival is None else "adversarial weights"
+        self.reporter.say(
+            f"{found} at step {at}: going back to step {self.step}, {what} at {self.gentleness:.3g} "
+            "of what was set"
+        )
+
+    @property
+    def gentleness(self) -> float:
+        """Half for each time this run has gone back."""
+        return 0.5**self.setbacks
 
     def _take_over_moments(self) -> None:
         """Let the second phase go on with the optimizer of the first, not only its weights."""
@@ -243,6 +291,10 @@ class _Trainer:
         turn, of = self.step % len(self.players), self.step // len(self.players)
         player = self.players[turn]
         rate = learning_rate(self.settings, self.step)
+        if self.stage.rival is None:
+            rate *= self.gentleness
+        else:
+            self.stage.rival_share = self.gentleness
         for group in player.optimizer.param_groups:
             group["lr"] = rate
         terms = accumulate(player, batches, self.config)
@@ -258,7 +310,7 @@ class _Trainer:
             if broken:
                 causes = [name for name in broken if name not in ("loss", "grad_norm")]
                 name = (causes or broken)[0]
-                raise self._diverged(f"{name} is {means[name]}")
+                raise _Diverged(f"{name} is {means[name]}")
         if self.due(self.settings.validate_every):
             self._validate()
 
@@ -275,11 +327,12 @@ class _Trainer:
         """Write a checkpoint, never one with broken weights; then remove older ones."""
         for player in self.players:
             if not all(bool(weight.isfinite().all()) for weight in player.network.parameters()):
-                raise self._diverged("weights are no longer finite")
+                raise _Diverged("weights are no longer finite")
         model = self.stage.model(self.published)
         model.provenance |= {**self.provenance, "step": self.step, "metrics": self.measured}
         state = {
             "scalers": {player.name: player.scaler.state_dict() for player in self.players},
+            "setbacks": self.setbacks,
             "measured": self.measured,
             "metrics": self.metrics.state(),
         }
@@ -292,13 +345,6 @@ class _Trainer:
         if self.due(self.settings.sample_every) and (again or not _written(path)):
             with torch.no_grad():
                 self.stage.sample(self.published, path)
-
-    def _diverged(self, what: str) -> PvdmError:
-        """Say that training has failed, and how it may be saved."""
-        return PvdmError(
-            f"{self.run}: {what} at step {self.step}; start another run from the last checkpoint "
-            f"by init={self.run} with a lower training.lr or training.grad_clip=1"
-        )
 
 
 def _ahead(stage: Stage[BatchT], step: int, config: RunConfig) -> Generator[BatchT, None, None]:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from training_runs import Heard, Place, contents, difference, stop_after
+from training_runs import Heard, Place, contents, difference, series, stop_after
 
 from pvdm_cli import api
 from pvdm_cli.errors import ConfigError, DataError, ModelError, PvdmError
 from pvdm_cli.files import only_writer
 from pvdm_cli.model import list_checkpoints, load_model
+from pvdm_cli.training.autoencoder import AutoencoderStage
+from pvdm_cli.training.diffusion import DiffusionStage
 
 STAGES = ["autoencoder", "diffusion"]
 WEIGHTS = {"autoencoder": "autoencoder.safetensors", "diffusion": "denoiser.safetensors"}
@@ -147,6 +149,61 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
         weights = load_file(checkpoint / "state" / "training.safetensors")
         live = [value for key, value in weights.items() if key.startswith("live.")]
         assert all(bool(value.isfinite().all()) for value in live)
+
+
+def breaks(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Any], at: int, times: int, term: str
+) -> None:
+    """Make a term of a stage's loss no number at a step, for so many visits of it."""
+    real, visits = kind.losses, []
+
+    def losses(self: Any, network: Any, batch: Any) -> dict[str, Any]:
+        found = real(self, network, batch)
+        visits.append(1)
+        if len(visits) > at and len(visits) <= at + times:
+            found[term] = found[term] * float("nan")
+            found["loss"] = found["loss"] + found[term]
+        return found
+
+    monkeypatch.setattr(kind, "losses", losses)
+
+
+def test_a_run_goes_back_once_its_loss_is_no_number_and_goes_on_more_gently(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, often = Heard(), ("training.log_every=1", "training.checkpoint_every=2")
+    breaks(monkeypatch, AutoencoderStage, at=4, times=1, term="l1")
+    result = place.train("autoencoder", tmp_path / "run", *often, reporter=heard)
+    assert result.finished
+    told = "l1 is nan at step 5: going back to step 4, learning rate at 0.5 of what was set"
+    assert told in heard.lines
+    rates = series(tmp_path / "run", "lr")
+    assert len(rates) == 12
+    assert rates[4] == pytest.approx(rates[3] / 2)
+
+
+def test_the_adversarial_phase_goes_on_with_half_its_weights(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, often = Heard(), ("training.log_every=2", "training.checkpoint_every=2")
+    more = ("adversarial.discriminator_channels=8", "adversarial.discriminator_layers=1")
+    breaks(monkeypatch, AutoencoderStage, at=2, times=2, term="features")
+    assert place.train("autoencoder", tmp_path / "run", *often, *more, reporter=heard).finished
+    told = [line for line in heard.lines if "going back" in line]
+    assert told == [
+        "features is nan at step 6: going back to step 4, adversarial weights at 0.5 of what was set",
+        "features is nan at step 6: going back to step 4, adversarial weights at 0.25 of what was set",
+    ]
+
+
+def test_a_run_gives_up_after_the_retries_it_was_given(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = ("training.log_every=1", "training.checkpoint_every=2", "training.retries=2")
+    breaks(monkeypatch, DiffusionStage, at=4, times=99, term="loss")
+    with pytest.raises(PvdmError, match="loss is nan at step 5 after 2 retries; start another run"):
+        place.train("diffusion", tmp_path / "run", *often)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")][-1] == "step-00000004"
 
 
 def damaged(run: Path, tmp_path: Path, damage: Callable[[Path], object]) -> tuple[Path, Path]:
