@@ -56,6 +56,24 @@ def test_sampled_skies_move_as_much_as_real_ones(sampled: NDArray[np.uint8]) -> 
     assert 0.5 * real <= found <= 2 * real, f"{found:.2f} grey levels, real {real:.2f}"
 
 
+def test_frames_are_as_alike_across_clip_borders_as_inside_clips(
+    sampled: NDArray[np.uint8],
+) -> None:
+    config = api.load_model("demo").config
+    assert config.diffusion is not None
+    overlap, frames = config.diffusion.overlap, config.clip.frames
+    starts = np.arange(1, config.num_clips(128)) * (frames - overlap)
+    # A border is every step from the last frame of one clip alone to the first of the next alone.
+    across = {k for start in starts for k in range(start - 1, start + overlap) if k < 127}
+    within = set(range(127)) - across
+    errors = np.square(np.diff(sampled.astype(np.float64), axis=1)).mean(axis=(2, 3, 4))
+    neighbours = 10 * np.log10(255**2 / errors.clip(min=1e-3))  # [videos, 127]
+    said = {name: neighbours[:, sorted(at)].mean() for name, at in
+            (("across", across), ("within", within))}  # fmt: skip
+    assert len(across) >= 7
+    assert said["across"] >= said["within"] - 3, said
+
+
 def test_demo_makes_a_long_video_within_five_minutes(tmp_path: Path) -> None:
     began = time.monotonic()
     command = [sys.executable, "-m", "pvdm_cli.cli.app", "demo", "--out", "out", "--json"]
