@@ -25,7 +25,7 @@ from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import DataError, ModelError
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
-from pvdm_cli.model import Model, load_model
+from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.rollout import Sampling, Steps
@@ -155,7 +155,7 @@ def sample(
     format: str = "mp4",
     fps: float | None = None,
     grid: str | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Checkpoint | None = None,
     device: str = "auto",
     overwrite: bool = False,
     reporter: Reporter = SILENT,

@@ -240,6 +240,9 @@ class TrainingConfig(Section):
         1000, ge=1, description="steps between two measurements on held-out videos"
     )
     validation_clips: int = Field(64, ge=1, description="how many clips of them")
+    patience: int = Field(
+        0, ge=0, description="validations in a row without a better figure that end a run; 0: never"
+    )
     sample_every: int = Field(0, ge=0, description="0 draws samples only at the end")
     checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")

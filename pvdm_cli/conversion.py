@@ -11,6 +11,7 @@ from pvdm_cli.config import ModelConfig, parse_config
 from pvdm_cli.errors import ModelError
 from pvdm_cli.files import make_folder, sha256
 from pvdm_cli.model import (
+    Checkpoint,
     Model,
     assign_weights,
     read_card,
@@ -107,7 +108,7 @@ def export_published(
     model: str | Path,
     out: Path,
     *,
-    checkpoint: int | None = None,
+    checkpoint: Checkpoint | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Write the networks of a model as published state dicts, autoencoder.pth and denoiser.pth.
@@ -115,7 +116,7 @@ def export_published(
     Args:
         model: A model folder, a run folder or `demo`.
         out: The folder to write into.
-        checkpoint: Step of a run folder; the latest otherwise.
+        checkpoint: Step of a run folder, or "best"; the latest otherwise.
         overwrite: Replace files that are there already.
 
     Raises:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -27,6 +27,8 @@ from pvdm_cli.runtime import resolve_device
 
 FORMAT = 1
 DEMO = PACKAGE / "demo_model"
+
+Checkpoint = int | Literal["best"]  # the step of one, or the one that did best when validated
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -133,14 +135,14 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
 
 
 def load_model(
-    path_or_name: str | Path, device: str = "auto", checkpoint: int | None = None
+    path_or_name: str | Path, device: str = "auto", checkpoint: Checkpoint | None = None
 ) -> Model:
     """Load a model folder, a run folder, `demo` (shipped) or `hf:owner/name`, ready to use.
 
     Args:
         path_or_name: What to load.
         device: cpu | cuda | mps | auto.
-        checkpoint: Step of a run folder; the latest otherwise.
+        checkpoint: Step of a run folder, or "best"; the latest otherwise.
 
     Raises:
         ModelError: If it is missing, truncated, changed since it was written, or misfits.
@@ -269,7 +271,7 @@ def refuse_misfit(network: nn.Module, weights: dict[str, Tensor], *, where: str)
             )
 
 
-def resolve_model(path_or_name: str | Path, checkpoint: int | None = None) -> Path:
+def resolve_model(path_or_name: str | Path, checkpoint: Checkpoint | None = None) -> Path:
     """Find the model folder behind a path or name.
 
     Raises:
@@ -281,7 +283,7 @@ def resolve_model(path_or_name: str | Path, checkpoint: int | None = None) -> Pa
     known = path.exists() or name == "demo" or name.startswith("hf:")
     if checkpoint is not None and known and not is_run:
         raise ModelError(
-            f"{name}: not a run folder, so there is no checkpoint of step {checkpoint}"
+            f"{name}: not a run folder, so there is no checkpoint {checkpoint} to choose"
         )
     if name == "demo":
         if not (DEMO / "model.json").is_file():
@@ -300,8 +302,8 @@ def resolve_model(path_or_name: str | Path, checkpoint: int | None = None) -> Pa
     raise ModelError(f"{path}: neither a model folder (model.json) nor a run folder (checkpoints/)")
 
 
-def find_checkpoint(run: Path, step: int | None = None) -> Path:
-    """Find a checkpoint of a run folder: the newest whole one, or the one of a step.
+def find_checkpoint(run: Path, step: Checkpoint | None = None) -> Path:
+    """Find a checkpoint of a run folder: the newest whole one, the best, or the one of a step.
 
     The file `latest` is for people: a kill may leave it one checkpoint behind.
 
@@ -309,6 +311,8 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
         ModelError: If it is not there, naming those that are.
     """
     found = list_checkpoints(run)
+    if step == "best":
+        step = best_step(run)
     if step is not None:
         wanted = run / "checkpoints" / f"step-{step:08d}"
         if wanted not in found:
@@ -318,6 +322,20 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
     if not found:
         raise ModelError(f"{run}: no checkpoint yet; the run has not saved one")
     return found[-1]
+
+
+def best_step(run: Path) -> int:
+    """Step of the checkpoint that did best when validated.
+
+    Raises:
+        ModelError: If none has been validated.
+    """
+    try:
+        return int((run / "best").read_text(encoding="utf-8").strip().removeprefix("step-"))
+    except (OSError, ValueError):
+        raise ModelError(
+            f"{run}: no best checkpoint is known; the run has not validated any"
+        ) from None
 
 
 def list_checkpoints(run: Path) -> list[Path]:

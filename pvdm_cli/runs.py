@@ -136,7 +136,7 @@ def _clear(run: Path) -> None:
     for path in (run / "checkpoints", run / "samples"):
         if path.exists():
             remove_folder(path)
-    for path in (run / "latest", run / "metrics.jsonl"):
+    for path in (run / "latest", run / "best", run / "metrics.jsonl"):
         path.unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
 """Options and arguments that several commands share, defined once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,10 +48,25 @@ ModelArg = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A model folder, a run folder, or 'demo' (shipped)."),
 ]
+
+
+def _checkpoint(text: str) -> Any:
+    """Read the step of a checkpoint, or "best"."""
+    if text == "best":
+        return text
+    if not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is neither a step nor 'best'")
+    return int(text)
+
+
 CheckpointOpt = Annotated[
-    int | None,
+    Any,
     typer.Option(
-        "--checkpoint", min=0, metavar="STEP", help="Which checkpoint of a run; else the latest."
+        "--checkpoint",
+        parser=_checkpoint,
+        metavar="STEP|best",
+        help="Which checkpoint of a run: of a step, or the one that validated best; else the "
+        "latest.",
     ),
 ]
 OverridesArg = Annotated[

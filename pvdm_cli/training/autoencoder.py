@@ -54,6 +54,7 @@ class AutoencoderStage:
     """
 
     weights_file = "autoencoder.safetensors"
+    judged_by = ("val_psnr", 1)
     rival_share = 1.0
 
     def __init__(

@@ -112,16 +112,25 @@ def load_moments(path: Path, optimizer: torch.optim.Optimizer) -> None:
     _restore_optimizer(optimizer, _under("optimizer.", tensors))
 
 
-def settle(run: Path, keep_last: int, keep_every: int) -> None:
-    """Point `latest` at the newest checkpoint; keep the last few and multiples of keep_every.
+def settle(run: Path, keep_last: int, keep_every: int, best: int | None = None) -> None:
+    """Point `latest` and `best` at their checkpoints; keep them and those asked for, not others.
+
+    Args:
+        run: The run folder.
+        keep_last: How many of the newest to keep.
+        keep_every: Keep those of multiples of this step too, unless 0.
+        best: Step of the one that did best when validated.
 
     Done after each checkpoint, and again before going on: a kill may have come in between.
     """
     checkpoints = list_checkpoints(run)
     if checkpoints:
         write_text(run / "latest", checkpoints[-1].name + "\n")
+    if best is not None:
+        write_text(run / "best", f"step-{best:08d}\n")
     for path in checkpoints[:-keep_last]:
-        if not keep_every or checkpoint_step(path) % keep_every:
+        step = checkpoint_step(path)
+        if step != best and (not keep_every or step % keep_every):
             remove_folder(path)
 
 

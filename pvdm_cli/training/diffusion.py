@@ -45,6 +45,7 @@ class DiffusionStage:
 
     weights_file = "denoiser.safetensors"
     rival = None
+    judged_by = ("val_loss", -1)
     rival_share = 1.0
 
     def __init__(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -41,9 +41,11 @@ class Stage(Protocol[BatchT]):
     Attributes:
         weights_file: The network's file in a model folder.
         rival_share: Factor of the weights of the terms that come from the rival.
+        judged_by: What `validate` says of how good it is, and 1 if more is better, else -1.
     """
 
     weights_file: str
+    judged_by: tuple[str, int]
     rival_share: float
 
     @property
@@ -172,6 +174,30 @@ def train(
     return TrainResult(run, trainer.step, trainer.finished, seconds, trainer.metrics.last)
 
 
+@dataclass
+class Best:
+    """The best validation so far.
+
+    Attributes:
+        score: Its figure, such that more is better; None before the first.
+        stale: Validations since.
+        improved: Whether it is newer than the last checkpoint.
+        saved: Step of the first regular checkpoint after it.
+    """
+
+    score: float | None = None
+    stale: int = 0
+    improved: bool = False
+    saved: int | None = None
+
+    def judge(self, score: float) -> None:
+        """Count one more validation."""
+        if isfinite(score) and (self.score is None or score > self.score):
+            self.score, self.stale, self.improved = score, 0, True
+        else:
+            self.stale += 1
+
+
 class _Diverged(Exception):
     """A loss or a weight is no longer a number."""
 
@@ -207,6 +233,7 @@ class _Trainer:
         self.step: int = state.get("step", 0)
         self.setbacks: int = state.get("setbacks", 0)  # times this run has gone back
         self.measured: dict[str, float] = state.get("measured", {})  # the last validation
+        self.best = Best(**state.get("best", {}))
         path = self.run / "metrics.jsonl"
         self.metrics = Metrics(path, since=self.step, state=state.get("metrics"))
 
@@ -218,8 +245,12 @@ class _Trainer:
         )
         for player in self.players:
             player.scaler.load_state_dict(state["scalers"][player.name])
-        settle(self.run, self.settings.keep_last, self.settings.keep_every)
         self._begin(state)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Point at the newest and the best checkpoint; remove those not to keep."""
+        settle(self.run, self.settings.keep_last, self.settings.keep_every, self.best.saved)
 
     def go_on(self, stop: Callable[[], bool]) -> bool:
         """Train to the last step, saving and showing on the way; return whether it was stopped."""
@@ -279,8 +310,9 @@ class _Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.settings.steps
+        """Whether all steps are done, or the run has stopped getting better."""
+        patience = self.settings.patience
+        return self.step >= self.settings.steps or 0 < patience <= self.best.stale
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now."""
@@ -320,6 +352,8 @@ class _Trainer:
             found = self.stage.validate(self.published)
         if found:
             self.measured = found
+            name, sign = self.stage.judged_by
+            self.best.judge(sign * found[name])
             self.metrics.validation(self.step, found)
             self.reporter.say(f"step {self.step}: {_line(found)}")
 
@@ -330,14 +364,18 @@ class _Trainer:
                 raise _Diverged("weights are no longer finite")
         model = self.stage.model(self.published)
         model.provenance |= {**self.provenance, "step": self.step, "metrics": self.measured}
+        # A checkpoint made because training was interrupted must not change what is kept.
+        if self.best.improved and self.due(self.settings.checkpoint_every):
+            self.best.saved, self.best.improved = self.step, False
         state = {
+            "best": asdict(self.best),
             "scalers": {player.name: player.scaler.state_dict() for player in self.players},
             "setbacks": self.setbacks,
             "measured": self.measured,
             "metrics": self.metrics.state(),
         }
         save_checkpoint(self.run, self.step, model, self._trained(), self.average, state)
-        settle(self.run, self.settings.keep_last, self.settings.keep_every)
+        self._settle()
 
     def show(self, *, again: bool = True) -> None:
         """Write sample videos if they are due; with again=False only if they are not there."""

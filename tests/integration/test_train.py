@@ -77,7 +77,7 @@ def test_a_run_leaves_checkpoints_samples_and_its_configuration(
     assert samples == ["step-00000006.mp4", "step-00000012.mp4"]
     info = probe(run / "samples" / samples[-1])
     assert (info.num_frames, info.fps) == (8 if stage == "autoencoder" else 16, FPS)
-    top = {"checkpoints", "config.yaml", "latest", "metrics.jsonl", "samples", ".lock"}
+    top = {"best", "checkpoints", "config.yaml", "latest", "metrics.jsonl", "samples", ".lock"}
     assert {path.name for path in run.iterdir()} == top
     model = load_model(run, "cpu")
     assert model.fps == FPS
@@ -196,6 +196,35 @@ def test_init_starts_from_given_weights_and_is_needed_only_once(
         torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-5)
     shutil.rmtree(tmp_path / "start")
     assert place.train(stage, run, *more, "training.steps=3").finished
+
+
+@pytest.mark.parametrize(("stage", "figure", "better"), [
+    ("autoencoder", "val_psnr", max), ("diffusion", "val_loss", min)
+])  # fmt: skip
+def test_the_checkpoint_that_validates_best_is_kept_and_can_be_named(
+    place: Place, tmp_path: Path, stage: str, figure: str, better: Callable[..., float]
+) -> None:
+    often = ("training.validate_every=1", "training.checkpoint_every=1", "training.keep_last=1")
+    wild = ("training.lr=0.3", "training.warmup_steps=0", "training.ema_decay=0")
+    run = tmp_path / "run"
+    place.train(stage, run, *often, *wild)
+    figures = {line["step"]: line[figure] for line in metrics(run) if figure in line}
+    assert len(figures) == 12
+    best = next(step for step, value in figures.items() if value == better(figures.values()))
+    assert (run / "best").read_text() == f"step-{best:08d}\n"
+    assert {path.name for path in list_checkpoints(run)} == {f"step-{s:08d}" for s in (best, 12)}
+    chosen = load_model(run, "cpu", "best")
+    assert chosen.provenance["metrics"][figure] == figures[best]
+
+
+def test_a_run_that_no_longer_gets_better_ends_and_stays_ended(
+    place: Place, tmp_path: Path
+) -> None:
+    often = ("training.validate_every=1", "training.checkpoint_every=1", "training.patience=2")
+    still = ("training.lr=1e-30", "training.ema_decay=0")
+    result = place.train("autoencoder", tmp_path / "run", *often, *still)
+    assert (result.step, result.finished) == (3, True)
+    assert place.train("autoencoder", tmp_path / "run", *often, *still).step == 3
 
 
 ADVERSARIAL = (

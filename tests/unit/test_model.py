@@ -209,6 +209,10 @@ def test_a_run_folder_stands_for_its_newest_checkpoint_or_the_one_asked_for(run:
     assert load_model(run, "cpu", checkpoint=40).fps == 7
     with pytest.raises(ModelError, match=r"no checkpoint of step 30 \(there are: 20, 40, 100\)"):
         resolve_model(run, 30)
+    with pytest.raises(ModelError, match="no best checkpoint is known"):
+        resolve_model(run, "best")
+    (run / "best").write_text("step-00000020\n")
+    assert resolve_model(run, "best") == run / "checkpoints" / "step-00000020" / "model"
 
 
 def test_what_kills_leave_behind_is_not_taken_for_a_checkpoint(run: Path) -> None:
@@ -234,9 +238,7 @@ def test_what_is_no_model_says_what_would_be_accepted(tmp_path: Path, name: str)
 
 def test_a_checkpoint_can_only_be_asked_of_a_run(saved: Path) -> None:
     for name in (str(saved), "demo", "hf:a/b"):
-        with pytest.raises(
-            ModelError, match="not a run folder, so there is no checkpoint of step 5"
-        ):
+        with pytest.raises(ModelError, match="not a run folder, so there is no checkpoint 5"):
             resolve_model(name, 5)
 
 
