@@ -236,6 +236,7 @@ class TrainingConfig(Section):
     ema_every: int = Field(1, ge=1, description="steps between two updates of the average")
     seed: int = Field(0, ge=0, description="of the initial weights and of every draw")
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="also write TensorBoard events to the run folder")
     validate_every: int = Field(
         1000, ge=1, description="steps between two measurements on held-out videos"
     )

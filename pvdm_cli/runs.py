@@ -35,7 +35,7 @@ HARMLESS = {
     f"training.{key}"
     for key in (
         *("log_every", "validate_every", "sample_every", "checkpoint_every"),
-        *("keep_last", "keep_every", "activation_checkpointing"),
+        *("keep_last", "keep_every", "activation_checkpointing", "tensorboard"),
     )
 } | {"data.memory_gb", "data.num_workers"}
 
@@ -133,7 +133,7 @@ def _refuse_other(run: Path, config: RunConfig) -> None:
 
 def _clear(run: Path) -> None:
     """Remove what a run has written, and nothing else that may lie in its folder."""
-    for path in (run / "checkpoints", run / "samples"):
+    for path in (run / "checkpoints", run / "samples", run / "tensorboard"):
         if path.exists():
             remove_folder(path)
     for path in (run / "latest", run / "best", run / "metrics.jsonl"):

@@ -143,9 +143,10 @@ def contents(run: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """Lines of `metrics.jsonl` without rates."""
+    """Lines of `metrics.jsonl` without what depends on the machine."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
+    speed = {"steps_per_second", "clips_per_second", "data_wait", "peak_memory_gb"}
+    return [{k: v for k, v in line.items() if k not in speed} for line in lines]
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from pvdm_cli.config import RunConfig
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import Model, list_checkpoints
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.runtime import peak_memory
 from pvdm_cli.training.checkpoint import (
     Trained,
     load_checkpoint,
@@ -235,7 +236,13 @@ class _Trainer:
         self.measured: dict[str, float] = state.get("measured", {})  # the last validation
         self.best = Best(**state.get("best", {}))
         path = self.run / "metrics.jsonl"
-        self.metrics = Metrics(path, since=self.step, state=state.get("metrics"))
+        self.metrics = Metrics(
+            path,
+            since=self.step,
+            state=state.get("metrics"),
+            clips_per_step=self.settings.batch_size * self.settings.accumulation,
+            tensorboard=self.settings.tensorboard,
+        )
 
     def _restore(self) -> None:
         """Load the newest checkpoint."""
@@ -259,7 +266,7 @@ class _Trainer:
         stopped = False
         with closing(_ahead(self.stage, self.step, self.config)) as batches:
             while not self.finished and not stopped:
-                self.advance(batches)
+                self.advance(self._timed(batches))
                 stopped = stop()
                 if stopped or self.due(self.settings.checkpoint_every):
                     self.save()
@@ -289,6 +296,14 @@ class _Trainer:
             f"{found} at step {at}: going back to step {self.step}, {what} at {self.gentleness:.3g} "
             "of what was set"
         )
+
+    def _timed(self, batches: Iterator[BatchT]) -> Iterator[BatchT]:
+        """Count the time that training waits for each batch."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches)
+            self.metrics.waited += time.perf_counter() - began
+            yield batch
 
     @property
     def gentleness(self) -> float:
@@ -337,7 +352,9 @@ class _Trainer:
         self.metrics.add({player.term(name): value for name, value in terms.items()})
         self.reporter.advance(1, **self.metrics.shown())
         if self.due(self.settings.log_every):
-            means = self.metrics.log(self.step, lr=rate)
+            memory = peak_memory(self.device)
+            more = {} if memory is None else {"peak_memory_gb": round(memory / 2**30, 3)}
+            means = self.metrics.log(self.step, lr=rate, **more)
             broken = [name for name, value in means.items() if not isfinite(value)]
             if broken:
                 causes = [name for name in broken if name not in ("loss", "grad_norm")]

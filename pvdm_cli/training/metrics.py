@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvdm_cli.errors import PvdmError
+from pvdm_cli.errors import ConfigError, PvdmError
 from pvdm_cli.files import write_text
 
 
@@ -19,10 +19,25 @@ class Metrics:
         path: The file.
         since: The step that training goes on from; what the file says of later ones is dropped.
         state: What `state` returned at that step, or nothing.
+        clips_per_step: For the rate of clips.
+        tensorboard: Also write TensorBoard events, to a folder beside the file.
+
+    Raises:
+        ConfigError: If TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, path: Path, *, since: int, state: dict[str, Any] | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        since: int,
+        state: dict[str, Any] | None = None,
+        clips_per_step: int = 1,
+        tensorboard: bool = False,
+    ) -> None:
+        self.path, self.clips_per_step = path, clips_per_step
+        self._board = _board(path.parent / "tensorboard", since) if tensorboard else None
+        self.waited = 0.0  # seconds spent waiting for data since the last line
         self.last: dict[str, float] = {}
         state = state or {"sums": {}, "counts": {}, "steps": 0}
         self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
@@ -56,7 +71,13 @@ class Metrics:
         now = time.perf_counter()
         means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         rate = (self._count - self._counted_before) / (now - self._time)
-        self._write(step, {**means, **more, "steps_per_second": round(rate, 4)})
+        speed = {
+            "steps_per_second": round(rate, 4),
+            "clips_per_second": round(rate * self.clips_per_step, 4),
+            "data_wait": round(self.waited / (now - self._time), 4),
+        }
+        self._write(step, {**means, **more, **speed})
+        self.waited = 0.0
         self._sums, self._counts = {}, {}
         self._count, self._counted_before, self._time = 0, 0, now
         return means
@@ -68,6 +89,10 @@ class Metrics:
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self.last |= values
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -87,3 +112,14 @@ class Metrics:
                 kept.append(line)
                 self.last |= entry
         write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+
+def _board(folder: Path, since: int) -> Any:
+    """Open TensorBoard's writer; what it has of later steps is hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
+    except ImportError:
+        raise ConfigError(
+            "training.tensorboard=true needs TensorBoard: pip install tensorboard"
+        ) from None
+    return SummaryWriter(folder, purge_step=since + 1)

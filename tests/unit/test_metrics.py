@@ -1,13 +1,14 @@
 """What stands in `metrics.jsonl`, and what of it survives a kill."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pvdm_cli.errors import PvdmError
+from pvdm_cli.errors import ConfigError, PvdmError
 from pvdm_cli.training.metrics import Metrics
 
 
@@ -21,15 +22,18 @@ def add(metrics: Metrics, *losses: float) -> None:
 
 
 def test_a_line_holds_the_means_since_the_line_before(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "m", since=0)
+    metrics = Metrics(tmp_path / "m", since=0, clips_per_step=8)
     add(metrics, 1, 2, 6)
     assert metrics.log(3, lr=0.5) == {"loss": 3, "l1": 1.5}
     add(metrics, 10)
     metrics.log(4, lr=0.25)
     metrics.validation(4, {"val_loss": 7.0})
     first, second, third = lines(tmp_path / "m")
-    assert first.pop("steps_per_second") > 0
-    assert second.pop("steps_per_second") > 0
+    for line in (first, second):
+        rate = line.pop("steps_per_second")
+        assert rate > 0
+        assert line.pop("clips_per_second") == pytest.approx(8 * rate, rel=1e-3)
+        assert 0 <= line.pop("data_wait") <= 1
     assert first == {"step": 3, "loss": 3, "l1": 1.5, "lr": 0.5}
     assert second == {"step": 4, "loss": 10, "l1": 5, "lr": 0.25}
     assert third == {"step": 4, "val_loss": 7}
@@ -78,3 +82,26 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "gone" / "m", since=0)
     with pytest.raises(PvdmError, match=r"cannot write .*gone"):
         metrics.validation(1, {})
+
+
+def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    metrics = Metrics(tmp_path / "m", since=0, tensorboard=True)
+    add(metrics, 4)
+    metrics.log(1)
+    metrics.validation(1, {"val_loss": 7.0})
+    again = Metrics(tmp_path / "m", since=1, tensorboard=True)
+    add(again, 2)
+    again.log(2)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 4), (2, 2)]
+    assert [e.value for e in events.Scalars("val_loss")] == [7]
+
+
+def test_tensorboard_that_is_not_installed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        Metrics(tmp_path / "m", since=0, tensorboard=True)
