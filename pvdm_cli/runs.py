@@ -26,7 +26,8 @@ from pvdm_cli.runtime import generator, resolve_device
 from pvdm_cli.training.adversary import Adversary
 from pvdm_cli.training.autoencoder import AutoencoderStage
 from pvdm_cli.training.diffusion import DiffusionStage, check_cache
-from pvdm_cli.training.loop import Stage, TrainResult, train
+from pvdm_cli.training.loop import TrainResult, train
+from pvdm_cli.training.players import Stage
 from pvdm_cli.video.pixels import to_uint8
 from pvdm_cli.video.write import grid, write_video
 

@@ -23,7 +23,7 @@ from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.training.adversary import Adversary
 from pvdm_cli.training.autoencoder import AutoencoderStage
 from pvdm_cli.training.diffusion import DiffusionStage
-from pvdm_cli.training.loop import Stage
+from pvdm_cli.training.players import Stage
 
 
 def noise_stage(config: RunConfig, device: torch.device) -> Stage[Any]:

@@ -21,8 +21,8 @@ from pvdm_cli.environment import environment
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.runtime import resolve_device
-from pvdm_cli.training.loop import Stage, accumulate, make_players, update
 from pvdm_cli.training.optim import make_average
+from pvdm_cli.training.players import Stage, accumulate, make_players, update
 
 DEFAULT_PRESETS = ("demo/autoencoder", "demo/diffusion")
 MOST = {"cpu": 64, "mps": 64, "cuda": 1024}  # where the search stops unless told otherwise

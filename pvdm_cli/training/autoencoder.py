@@ -19,7 +19,7 @@ from pvdm_cli.models.layers import recompute
 from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.runtime import generator
 from pvdm_cli.training.adversary import Adversary, Seen
-from pvdm_cli.training.loop import Rival
+from pvdm_cli.training.players import Rival
 from pvdm_cli.video.pixels import to_float, to_uint8
 
 SHOWN = 0xF4A  # a fourth word keys the draw of frames apart from other draws

@@ -23,6 +23,7 @@ from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.layers import recompute
 from pvdm_cli.runtime import generator
+from pvdm_cli.training.metrics import tally
 
 ShowSamples = Callable[[Model, Path], None]
 VALIDATION = 0x7A1  # a fourth word keys validation draws apart from training draws
@@ -75,9 +76,12 @@ class DiffusionStage:
         return self._batch(self.train[picks], keys)
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Mean squared error of the prediction."""
-        loss = self._per_sample(network, self._at_device(batch), self.diffusion.min_snr)
-        return {"loss": loss.mean()}
+        """Mean squared error of the prediction, also by quarter of the timesteps (t1: least noise)."""
+        batch = self._at_device(batch)
+        loss = self._per_sample(network, batch, self.diffusion.min_snr)
+        quarter = 4 * batch.t // self.diffusion.num_timesteps
+        parts = {f"loss_t{q + 1}": tally(loss.detach(), quarter == q) for q in range(4)}
+        return {"loss": loss.mean(), **parts}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Loss on held-out videos at fixed draws, with the prefix where there is one and without."""

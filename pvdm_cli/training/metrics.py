@@ -12,6 +12,11 @@ from pvdm_cli.errors import ConfigError, PvdmError
 from pvdm_cli.files import write_text
 
 
+def tally(values: Tensor, which: Tensor) -> Tensor:
+    """Sum and count [2] of those values [b] that are meant: a term of some samples only."""
+    return torch.stack([values.where(which, 0).sum(), which.sum().to(values.dtype)])
+
+
 class Metrics:
     """Means over the steps since the last line, without a host sync per step.
 
@@ -39,9 +44,9 @@ class Metrics:
         self._board = _board(path.parent / "tensorboard", since) if tensorboard else None
         self.waited = 0.0  # seconds spent waiting for data since the last line
         self.last: dict[str, float] = {}
-        state = state or {"sums": {}, "counts": {}, "steps": 0}
-        self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
-        self._counts: dict[str, int] = dict(state["counts"])  # a term is not of every step
+        state = state or {"tallies": {}, "steps": 0}
+        # Sum and count of each term, [2]: a term need not be of every step.
+        self._tallies = {name: torch.tensor(value) for name, value in state["tallies"].items()}
         self._count: int = state["steps"]
         self._counted_before = self._count  # in another process: of no use for a rate
         self._time = time.perf_counter()
@@ -50,16 +55,17 @@ class Metrics:
 
     def state(self) -> dict[str, Any]:
         """What a line not yet written is made of, as JSON values: kept in checkpoints."""
-        sums = {name: float(value) for name, value in self._sums.items()}
-        return {"sums": sums, "counts": self._counts, "steps": self._count}
+        tallies = {name: value.tolist() for name, value in self._tallies.items()}
+        return {"tallies": tallies, "steps": self._count}
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Count one step's loss terms."""
+        """Count one step's loss terms: means, or tallies of what is not in every sample."""
         for name, value in terms.items():
             value = value.float()
-            before = self._sums.get(name)
-            self._sums[name] = value if before is None else before.to(value.device) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            if value.ndim == 0:
+                value = torch.stack([value, torch.ones_like(value)])
+            before = self._tallies.get(name)
+            self._tallies[name] = value if before is None else before.to(value.device) + value
         self._count += 1
 
     def shown(self) -> dict[str, str]:
@@ -69,7 +75,8 @@ class Metrics:
     def log(self, step: int, **more: float) -> dict[str, float]:
         """Write a line of means, rates and `more`; return the means."""
         now = time.perf_counter()
-        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+        tallies = {name: value.tolist() for name, value in self._tallies.items()}
+        means = {name: total / count for name, (total, count) in tallies.items() if count}
         rate = (self._count - self._counted_before) / (now - self._time)
         speed = {
             "steps_per_second": round(rate, 4),
@@ -78,7 +85,7 @@ class Metrics:
         }
         self._write(step, {**means, **more, **speed})
         self.waited = 0.0
-        self._sums, self._counts = {}, {}
+        self._tallies = {}
         self._count, self._counted_before, self._time = 0, 0, now
         return means
 

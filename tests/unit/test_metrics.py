@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pvdm_cli.errors import ConfigError, PvdmError
-from pvdm_cli.training.metrics import Metrics
+from pvdm_cli.training.metrics import Metrics, tally
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def test_a_line_that_was_being_collected_goes_on_exactly(tmp_path: Path) -> None
     add(after, *losses[3:])
     assert after.log(7) == expected
     assert lines(tmp_path / "parts")[0]["l1"] == lines(tmp_path / "whole")[0]["l1"]
-    assert after.state() == {"sums": {}, "counts": {}, "steps": 0}
+    assert after.state() == {"tallies": {}, "steps": 0}
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
@@ -105,3 +105,11 @@ def test_tensorboard_that_is_not_installed_is_said(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match="pip install tensorboard"):
         Metrics(tmp_path / "m", since=0, tensorboard=True)
+
+
+def test_a_tally_is_a_mean_over_the_samples_that_are_meant(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "m", since=0)
+    for losses, t in (([1.0, 2.0, 6.0], [0, 1, 0]), ([5.0, 7.0, 9.0], [1, 1, 2])):
+        terms = {f"loss_t{q}": tally(torch.tensor(losses), torch.tensor(t) == q) for q in range(4)}
+        metrics.add(terms)
+    assert metrics.log(2) == pytest.approx({"loss_t0": 3.5, "loss_t1": 14 / 3, "loss_t2": 9})
