@@ -203,4 +203,5 @@ def _size_facts(config: ModelConfig) -> Facts:
         f"{latent.s}x{latent.w} + {latent.s}x{latent.h})",
         "denoiser": config.denoiser.base_channels if config.denoiser else None,
         "objective": config.diffusion.objective if config.diffusion else None,
+        "overlap": config.diffusion.overlap if config.diffusion else None,
     }
