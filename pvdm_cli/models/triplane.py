@@ -91,8 +91,8 @@ class LatentScale(nn.Module):
 
     def _flat(self, statistic: Tensor) -> Tensor:
         """Repeat a statistic [3, c] over the tokens of its plane: [c, n]."""
-        lengths = torch.tensor(self.lengths, device=statistic.device)
-        return statistic.repeat_interleave(lengths, dim=0, output_size=sum(self.lengths)).T
+        rows = zip(statistic, self.lengths, strict=True)
+        return torch.cat([row.expand(length, -1) for row, length in rows]).T
 
     def apply_to(self, z: Tensor) -> Tensor:
         """Bring latents [b, c, n] to this scale."""
