@@ -253,6 +253,9 @@ class TrainingConfig(Section):
 class DataConfig(Section):
     """Where clips come from and which videos are held out."""
 
+    cache: bool = Field(
+        True, description="off: the second stage encodes videos as it goes instead of a cache"
+    )
     holdout: float = Field(
         0.05, ge=0, lt=1, description="share of videos kept for validation, chosen by path hash"
     )

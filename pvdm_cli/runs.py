@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from pvdm_cli.config import RunConfig, differing_keys, dump_yaml, parse_config, 
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
+from pvdm_cli.data.live import LiveLatents
+from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
 from pvdm_cli.files import make_folder, only_writer, remove_folder, tidy, write_text
 from pvdm_cli.model import Model, list_checkpoints, load_model, refuse_misfit
@@ -25,7 +28,7 @@ from pvdm_cli.rollout import Sampling, Steps, rollout
 from pvdm_cli.runtime import generator, resolve_device
 from pvdm_cli.training.adversary import Adversary
 from pvdm_cli.training.autoencoder import AutoencoderStage
-from pvdm_cli.training.diffusion import DiffusionStage, check_cache
+from pvdm_cli.training.diffusion import DiffusionStage, check_cache, check_geometry
 from pvdm_cli.training.loop import TrainResult, train
 from pvdm_cli.training.players import Stage
 from pvdm_cli.video.pixels import to_uint8
@@ -78,11 +81,18 @@ def run_training(
         raise ConfigError("training.precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
     if config.stage == "autoencoder" and data is None:
         raise DataError("an autoencoder trains on videos: give --data DIR")
-    if config.stage == "diffusion" and cache is None:
+    live = config.stage == "diffusion" and not config.data.cache
+    if live and (data is None or autoencoder is None or cache is not None):
+        raise DataError(
+            "data.cache=off trains on videos without a cache: give --data DIR and --autoencoder "
+            "MODEL, and no --cache"
+        )
+    if config.stage == "diffusion" and not live and cache is None:
         raise DataError(
             "diffusion trains on latents: run `pvdm encode VIDEOS --autoencoder MODEL "
             "--out CACHE` and give --cache CACHE"
         )
+    latents: Cache | LiveLatents
     with _hold(run):
         to_build = config
         if list_checkpoints(run) and not overwrite:
@@ -91,8 +101,11 @@ def run_training(
         if data is not None and config.stage == "autoencoder":
             stage: Stage[Any] = _autoencoder_stage(to_build, data, target, reporter)
         else:
-            assert cache is not None
-            stage = _diffusion_stage(to_build, cache, autoencoder, target)
+            if live and data is not None and autoencoder is not None:
+                latents, encoder = _live_latents(to_build, data, autoencoder, target, reporter)
+            else:
+                latents, encoder = _cached_latents(cache, autoencoder, target)
+            stage = _diffusion_stage(to_build, latents, encoder, target)
         if overwrite:  # only now that nothing is left to refuse
             _clear(run)
         write_text(run / "config.yaml", dump_yaml(config))
@@ -190,10 +203,26 @@ def _perceptual(weight: float, device: torch.device) -> LPIPS | None:
     return loss.to(device)
 
 
-def _diffusion_stage(
-    config: RunConfig, cache_path: Path, autoencoder: str | None, device: torch.device
-) -> DiffusionStage:
-    """Open the cache, find its autoencoder and build (or take over) the denoiser."""
+def _live_latents(
+    config: RunConfig, data: Path, autoencoder: str, device: torch.device, reporter: Reporter
+) -> tuple[LiveLatents, Model]:
+    """Read the videos and the autoencoder that encodes them as training goes."""
+    encoder = load_model(autoencoder, str(device))
+    check_geometry(config, encoder)
+    clips = Clips.load(
+        find_videos(data), config.clip, memory_gb=config.data.memory_gb, reporter=reporter
+    )
+    precision = "fp32" if device.type == "cpu" else "bf16"
+    encode = partial(encode_clips, encoder, precision=precision)
+    fingerprint = encoder.fingerprint
+    return LiveLatents(data, clips, encode, config.latent, fingerprint=fingerprint), encoder
+
+
+def _cached_latents(
+    cache_path: Path | None, autoencoder: str | None, device: torch.device
+) -> tuple[Cache, Model]:
+    """Open the cache and find its autoencoder."""
+    assert cache_path is not None
     cache = Cache.open(cache_path, in_memory=True)
     named = autoencoder or cache.manifest.autoencoder
     if named is None:
@@ -206,7 +235,15 @@ def _diffusion_stage(
         raise ModelError(
             f"{error}; it made {cache_path}: say where it is by --autoencoder"
         ) from error
-    check_cache(config, cache, encoder)
+    check_cache(cache, encoder)
+    return cache, encoder
+
+
+def _diffusion_stage(
+    config: RunConfig, cache: Cache | LiveLatents, encoder: Model, device: torch.device
+) -> DiffusionStage:
+    """Build (or take over) the denoiser."""
+    check_geometry(config, encoder)
     with _seeded(config.training.seed):
         network = Denoiser(config.model())
     if network.scale is not None:

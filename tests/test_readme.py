@@ -147,7 +147,8 @@ def settings_of(line: Line, command: str, values: dict[str, Any]) -> list[tuple[
 
 def stage_has_what_it_needs(config: RunConfig, values: dict[str, Any]) -> None:
     given = {name for name in ("data", "cache") if values[name] is not None}
-    wanted = {"data"} if config.stage == "autoencoder" else {"cache"}
+    cached = config.stage == "diffusion" and config.data.cache
+    wanted = {"cache"} if cached else {"data"}
     if values["dry_run"]:
         assert given <= wanted
     else:

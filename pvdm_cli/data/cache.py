@@ -35,6 +35,25 @@ class Pairs(NamedTuple):
     alone: Tensor  # int64: rows without predecessor; they can only be learnt unconditionally
 
 
+def find_pairs(index: Tensor, span: int) -> Pairs:
+    """Find rows that start `span` source frames after another of the same video.
+
+    Args:
+        index: int64 [rows, 3] of video, first frame, label, sorted by video and first frame.
+        span: Source frames from a clip to the one that continues it.
+    """
+    video, first = index[:, 0], index[:, 1]
+    # Rows are sorted by this key, and a continuation's key is larger by exactly one span.
+    key = video * (int(first.max()) + span + 1) + first
+    at = torch.searchsorted(key, key + span).clamp(max=len(key) - 1)
+    follows = key[at] == key + span
+    predecessor = torch.nonzero(follows).flatten()
+    successor = at[follows]
+    has_predecessor = torch.zeros(len(key), dtype=torch.bool)
+    has_predecessor[successor] = True
+    return Pairs(predecessor, successor, torch.nonzero(~has_predecessor).flatten())
+
+
 class Cache:
     """A complete cache; safe to use in forked and in spawned worker processes.
 
@@ -104,17 +123,7 @@ class Cache:
             overlap: Frames that a clip and its continuation share; 0 means they touch.
         """
         clip = self.manifest.clip
-        span = (clip.frames - overlap) * clip.frame_stride
-        video, first = self.index[:, 0], self.index[:, 1]
-        # Rows are sorted by this key, and a continuation's key is larger by exactly one span.
-        key = video * (int(first.max()) + span + 1) + first
-        at = torch.searchsorted(key, key + span).clamp(max=len(key) - 1)
-        follows = key[at] == key + span
-        predecessor = torch.nonzero(follows).flatten()
-        successor = at[follows]
-        has_predecessor = torch.zeros(len(key), dtype=torch.bool)
-        has_predecessor[successor] = True
-        return Pairs(predecessor, successor, torch.nonzero(~has_predecessor).flatten())
+        return find_pairs(self.index, (clip.frames - overlap) * clip.frame_stride)
 
     def rows_of(self, video: int) -> range:
         """Row numbers of one video's clips, by first frame."""

@@ -83,10 +83,23 @@ def moments(shards: list[Shard], shape: LatentShape) -> tuple[Moments, Moments]:
     clips = sum(shard.clips for shard in shards)
     if not clips:
         return np.zeros((0, shape.c)), np.zeros((0, shape.c))
+    sums = np.sum([shard.sums for shard in shards], axis=0)
+    squares = np.sum([shard.squares for shard in shards], axis=0)
+    return _moments(sums, squares, clips, shape)
+
+
+def plane_moments(z: Latents, shape: LatentShape) -> tuple[Moments, Moments]:
+    """Mean and standard deviation [3, c] of latents [k, c, n]."""
+    return _moments(*_plane_sums(z, shape), len(z), shape)
+
+
+def _moments(
+    sums: Moments, squares: Moments, clips: int, shape: LatentShape
+) -> tuple[Moments, Moments]:
+    """Turn sums over so many clips into mean and standard deviation."""
     count = clips * np.array(shape.plane_lengths, dtype=np.float64)[:, None]
-    mean = np.sum([shard.sums for shard in shards], axis=0) / count
-    variance = np.sum([shard.squares for shard in shards], axis=0) / count - mean**2
-    return mean, np.sqrt(variance.clip(min=0))
+    mean = sums / count
+    return mean, np.sqrt((squares / count - mean**2).clip(min=0))
 
 
 def _plane_sums(z: Latents, shape: LatentShape) -> tuple[Moments, Moments]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pvdm_cli.config import DiffusionConfig, RunConfig
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import Source, split
+from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.diffusion.objective import diffusion_loss, draw, mask_prefix
 from pvdm_cli.diffusion.schedule import Schedule
 from pvdm_cli.errors import ConfigError, DataError
@@ -54,7 +55,7 @@ class DiffusionStage:
         config: RunConfig,
         network: Denoiser,
         autoencoder: Autoencoder,
-        cache: Cache,
+        cache: Cache | LiveLatents,
         show: ShowSamples,
     ) -> None:
         assert config.diffusion is not None
@@ -154,18 +155,25 @@ class DiffusionStage:
         return Batch(z0, z_prefix, **{**draws._asdict(), "keep": draws.keep & (before >= 0)})
 
 
-def check_cache(config: RunConfig, cache: Cache, autoencoder: Model) -> None:
-    """Refuse a cache of another autoencoder or geometry than the configuration's.
+def check_cache(cache: Cache, autoencoder: Model) -> None:
+    """Refuse a cache of another autoencoder.
 
     Raises:
         DataError: Naming both fingerprints.
-        ConfigError: Naming the keys that differ.
     """
     if cache.manifest.fingerprint != autoencoder.fingerprint:
         raise DataError(
             f"cache {cache.path} was made by autoencoder {cache.manifest.fingerprint[:12]}, "
             f"this one is {autoencoder.fingerprint[:12]}; encode again or name the right one"
         )
+
+
+def check_geometry(config: RunConfig, autoencoder: Model) -> None:
+    """Refuse an autoencoder of another geometry than the configuration's.
+
+    Raises:
+        ConfigError: Naming the keys that differ.
+    """
     ours, theirs = config.model(), autoencoder.config
     for section in ("clip", "autoencoder"):
         mine, other = getattr(ours, section), getattr(theirs, section)
@@ -178,7 +186,7 @@ def check_cache(config: RunConfig, cache: Cache, autoencoder: Model) -> None:
             raise ConfigError(f"preset and autoencoder do not match: {pairs}")
 
 
-def _predecessors(cache: Cache, diffusion: DiffusionConfig) -> Tensor:
+def _predecessors(cache: Cache | LiveLatents, diffusion: DiffusionConfig) -> Tensor:
     """Row number [rows] of the clip before each clip, -1 where there is none.
 
     Raises:
@@ -198,7 +206,7 @@ def _predecessors(cache: Cache, diffusion: DiffusionConfig) -> Tensor:
     return before
 
 
-def _split_rows(cache: Cache, holdout: float) -> tuple[Tensor, Tensor]:
+def _split_rows(cache: Cache | LiveLatents, holdout: float) -> tuple[Tensor, Tensor]:
     """Rows of the training videos and of those held out (by hash of the video's name)."""
     used = [video for video in cache.videos if len(cache.rows_of(video.video))]
     sources = [Source(Path(video.path), video.path) for video in used]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pvdm_cli.config import ClipConfig
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
+from pvdm_cli.data.live import LiveLatents
+from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import DataError
 from pvdm_cli.model import list_checkpoints, load_model, save_model
 from pvdm_cli.training.autoencoder import psnr
@@ -225,6 +228,45 @@ def test_a_run_that_no_longer_gets_better_ends_and_stays_ended(
     result = place.train("autoencoder", tmp_path / "run", *often, *still)
     assert (result.step, result.finished) == (3, True)
     assert place.train("autoencoder", tmp_path / "run", *often, *still).step == 3
+
+
+def test_without_a_cache_videos_are_encoded_as_training_goes(place: Place, tmp_path: Path) -> None:
+    live: dict[str, Any] = {
+        "data": place.videos, "cache": None, "autoencoder": str(place.first_stage)
+    }  # fmt: skip
+    place.train("diffusion", tmp_path / "whole", "data.cache=off", **live)
+    place.train("diffusion", tmp_path / "run", "data.cache=off", **live, stop=stop_after(4))
+    place.train("diffusion", tmp_path / "run", "data.cache=off", **live)
+    assert difference(contents(tmp_path / "run"), contents(tmp_path / "whole")) == []
+    assert "val_loss_prefix" in metrics(tmp_path / "run")[-1]
+
+
+def test_latents_made_on_the_way_are_those_of_a_cache(place: Place) -> None:
+    cache, model = Cache.open(place.cache), load_model(place.first_stage, "cpu")
+    clips = Clips.load(find_videos(place.videos), model.config.clip, memory_gb=1)
+    live = LiveLatents(
+        place.videos,
+        clips,
+        partial(encode_clips, model),
+        model.config.latent,
+        fingerprint=model.fingerprint,
+    )
+    assert len(live) == 7 * 13  # every window of 8 frames in 20, where the cache has some
+    assert [video.path for video in live.videos] == [video.path for video in cache.videos]
+    rows = {tuple(row): number for number, row in enumerate(live.index.tolist())}
+    same = [rows[tuple(row)] for row in cache.index.tolist()]
+    torch.testing.assert_close(
+        live.read(same, dtype=torch.float32),
+        cache.read(range(len(cache)), dtype=torch.float32),
+        rtol=2e-3,
+        atol=2e-3,
+    )
+    pairs = live.pairs()
+    assert (live.index[pairs.next, 1] - live.index[pairs.first, 1]).eq(8).all()
+    assert len(live.rows_of(3)) == 13
+    torch.testing.assert_close(
+        torch.tensor(live.manifest.std), torch.tensor(cache.manifest.std), rtol=0.2, atol=0.02
+    )
 
 
 ADVERSARIAL = (

@@ -56,6 +56,7 @@ def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
         ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
         ("autoencoder", [], {"data": None}, "give --data DIR"),
         ("diffusion", [], {"cache": None}, "give --cache CACHE"),
+        ("diffusion", ["data.cache=off"], {}, "give --data DIR and --autoencoder MODEL, and no"),
         ("autoencoder", [], {"data": Path("nowhere")}, "nowhere: no such file"),
         ("diffusion", [], {"cache": Path("nowhere")}, "no cache at nowhere"),
         ("diffusion", [], {"autoencoder": "nowhere"}, "nowhere: no such folder"),

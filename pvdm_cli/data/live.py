@@ -1,0 +1,85 @@
+"""Latents made when they are asked for, in place of a cache: `data.cache=off`.
+
+Slower by as much as encoding costs, but nothing is written, and every window of a video counts.
+Axes: k rows asked for, c latent channels, n flat length.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pvdm_cli.config import LatentShape
+from pvdm_cli.data.cache import Pairs, find_pairs
+from pvdm_cli.data.cache_format import Manifest, VideoRow
+from pvdm_cli.data.cache_shard import plane_moments
+from pvdm_cli.data.clips import Clips
+
+Encode = Callable[[NDArray[np.uint8]], NDArray[np.float16]]  # [k, s, H, W, 3] -> [k, c, n]
+SAMPLE = 256  # windows that mean and standard deviation are taken from
+
+
+class LiveLatents:
+    """What training needs of a `Cache`, from videos and an autoencoder.
+
+    Attributes:
+        path: The folder of videos.
+        manifest: Geometry, frame rate, mean and std [3, c] of a sample of windows.
+        videos: One entry per video.
+        index: int64 [rows, 3] of video, first frame (of the source) and label (-1: none).
+    """
+
+    def __init__(
+        self, path: Path, clips: Clips, encode: Encode, shape: LatentShape, *, fingerprint: str
+    ) -> None:
+        self.path, self._clips, self._encode = path, clips, encode
+        self.videos = [
+            VideoRow(number, usable.source.name, size=0, mtime=0, frames=usable.num_frames)
+            for number, usable in enumerate(clips.videos)
+        ]
+        stride = clips.clip.frame_stride
+        rows = [
+            (number, start * stride, -1)
+            for number, usable in enumerate(clips.videos)
+            for start in range(usable.num_frames - clips.clip.frames + 1)
+        ]
+        self.index = torch.tensor(rows, dtype=torch.int64)
+        spread = torch.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).long()
+        mean, std = plane_moments(self.read(spread).numpy(), shape)
+        self.manifest = Manifest(
+            fingerprint=fingerprint,
+            clip=clips.clip,
+            patch=clips.clip.height // shape.h,
+            channels=shape.c,
+            window_stride=1,
+            complete=True,
+            fps=clips.fps,
+            mean=mean.tolist(),
+            std=std.tolist(),
+            videos=len(self.videos),
+            clips=len(rows),
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, rows: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float16) -> Tensor:
+        """Decode and encode the clips of k rows: latents [k, c, n], in the order asked for."""
+        stride = self._clips.clip.frame_stride
+        wanted = self.index[torch.as_tensor(rows, dtype=torch.int64)].tolist()
+        frames = [self._clips.window(video, first // stride) for video, first, _ in wanted]
+        return torch.from_numpy(self._encode(np.stack(frames))).to(dtype)
+
+    def pairs(self, overlap: int = 0) -> Pairs:
+        """Find every clip and its continuation in the same video, as `Cache.pairs` does."""
+        clip = self.manifest.clip
+        return find_pairs(self.index, (clip.frames - overlap) * clip.frame_stride)
+
+    def rows_of(self, video: int) -> range:
+        """Row numbers of one video's clips, by first frame."""
+        numbers = self.index[:, 0].contiguous()
+        start, stop = torch.searchsorted(numbers, torch.tensor([video, video + 1])).tolist()
+        return range(start, stop)
