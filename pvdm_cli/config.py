@@ -335,6 +335,8 @@ class RunConfig(ModelConfig):
             raise ValueError("stage: diffusion needs the sections denoiser and diffusion")
         if self.stage == "diffusion" and self.adversarial is not None:
             raise ValueError("adversarial belongs to stage: autoencoder; leave it out")
+        if self.stage == "diffusion" and self.loss != LossConfig():
+            raise ValueError("loss belongs to stage: autoencoder; leave it out")
         small = min(self.clip.height, self.clip.width) < 16
         if self.stage == "autoencoder" and self.loss.lpips and small:
             raise ValueError(

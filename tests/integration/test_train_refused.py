@@ -52,6 +52,7 @@ def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
 @pytest.mark.parametrize(
     ("stage", "overrides", "options", "said"),
     [
+        ("diffusion", ["loss.l1=1"], {}, "loss belongs to stage: autoencoder"),
         ("diffusion", ["adversarial.generator_weight=1"], {}, "adversarial belongs to stage: auto"),
         ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
         ("autoencoder", [], {"data": None}, "give --data DIR"),
