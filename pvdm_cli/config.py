@@ -337,6 +337,8 @@ class RunConfig(ModelConfig):
             raise ValueError("adversarial belongs to stage: autoencoder; leave it out")
         if self.stage == "diffusion" and self.loss != LossConfig():
             raise ValueError("loss belongs to stage: autoencoder; leave it out")
+        if self.stage == "autoencoder" and not self.data.cache:
+            raise ValueError("data.cache=off belongs to stage: diffusion; leave it out")
         small = min(self.clip.height, self.clip.width) < 16
         if self.stage == "autoencoder" and self.loss.lpips and small:
             raise ValueError(

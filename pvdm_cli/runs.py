@@ -212,8 +212,7 @@ def _live_latents(
     clips = Clips.load(
         find_videos(data), config.clip, memory_gb=config.data.memory_gb, reporter=reporter
     )
-    precision = "fp32" if device.type == "cpu" else "bf16"
-    encode = partial(encode_clips, encoder, precision=precision)
+    encode = partial(encode_clips, encoder, precision=config.training.precision)
     fingerprint = encoder.fingerprint
     return LiveLatents(data, clips, encode, config.latent, fingerprint=fingerprint), encoder
 

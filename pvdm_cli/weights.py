@@ -8,7 +8,9 @@ import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,16 +91,29 @@ def _download(weights: Weights, path: Path, needed: str, without: str) -> None:
             atomic_file(path) as temporary,
             temporary.open("wb") as file,
         ):
-            while block := answer.read(1 << 20):
+            while block := _read(answer):
                 file.write(block)
             file.flush()
             if wrong := _difference(weights, temporary):
                 raise ModelError(f"{weights.url}: {wrong}; {by_hand}")
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, _BrokenOff) as error:
         reason = getattr(error, "reason", error)
         raise ModelError(
             f"{needed}, which could not be downloaded from {weights.url} ({reason}); {by_hand}"
         ) from error
+
+
+class _BrokenOff(Exception):
+    """The connection ended in the middle: nothing to do with the disk being written to."""
+
+
+def _read(answer: Any) -> bytes:
+    """Read the next part of a download."""
+    try:
+        block: bytes = answer.read(1 << 20)
+    except (OSError, HTTPException) as error:
+        raise _BrokenOff(error) from error
+    return block
 
 
 def _difference(weights: Weights, path: Path) -> str:

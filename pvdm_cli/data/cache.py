@@ -54,7 +54,37 @@ def find_pairs(index: Tensor, span: int) -> Pairs:
     return Pairs(predecessor, successor, torch.nonzero(~has_predecessor).flatten())
 
 
-class Cache:
+class ClipRows:
+    """Rows of clips, sorted by video and first frame.
+
+    Attributes:
+        manifest: Geometry, frame rate, mean and std [3, c].
+        index: int64 [rows, 3] of video, first frame (of the source) and label (-1: none).
+    """
+
+    manifest: Manifest
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def pairs(self, overlap: int = 0) -> Pairs:
+        """Find every clip whose continuation in the same video is cached.
+
+        Args:
+            overlap: Frames that a clip and its continuation share; 0 means they touch.
+        """
+        clip = self.manifest.clip
+        return find_pairs(self.index, (clip.frames - overlap) * clip.frame_stride)
+
+    def rows_of(self, video: int) -> range:
+        """Row numbers of one video's clips, by first frame."""
+        numbers = self.index[:, 0].contiguous()
+        start, stop = torch.searchsorted(numbers, torch.tensor([video, video + 1])).tolist()
+        return range(start, stop)
+
+
+class Cache(ClipRows):
     """A complete cache; safe to use in forked and in spawned worker processes.
 
     Attributes:
@@ -97,9 +127,6 @@ class Cache:
         """
         return cls(Path(path), in_memory=in_memory)
 
-    def __len__(self) -> int:
-        return len(self.index)
-
     @property
     def shape(self) -> LatentShape:
         """Sizes of one clip's latent."""
@@ -115,21 +142,6 @@ class Cache:
         if self._z is not None:
             return self._z[wanted].to(dtype)
         return torch.from_numpy(self._read(wanted.numpy())).to(dtype)
-
-    def pairs(self, overlap: int = 0) -> Pairs:
-        """Find every clip whose continuation in the same video is cached.
-
-        Args:
-            overlap: Frames that a clip and its continuation share; 0 means they touch.
-        """
-        clip = self.manifest.clip
-        return find_pairs(self.index, (clip.frames - overlap) * clip.frame_stride)
-
-    def rows_of(self, video: int) -> range:
-        """Row numbers of one video's clips, by first frame."""
-        numbers = self.index[:, 0].contiguous()
-        start, stop = torch.searchsorted(numbers, torch.tensor([video, video + 1])).tolist()
-        return range(start, stop)
 
     def close(self) -> None:
         """Close the shard files; the next read opens them again."""

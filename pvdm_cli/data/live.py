@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvdm_cli.config import LatentShape
-from pvdm_cli.data.cache import Pairs, find_pairs
+from pvdm_cli.data.cache import ClipRows
 from pvdm_cli.data.cache_format import Manifest, VideoRow
 from pvdm_cli.data.cache_shard import plane_moments
 from pvdm_cli.data.clips import Clips
@@ -22,7 +22,7 @@ Encode = Callable[[NDArray[np.uint8]], NDArray[np.float16]]  # [k, s, H, W, 3] -
 SAMPLE = 256  # windows that mean and standard deviation are taken from
 
 
-class LiveLatents:
+class LiveLatents(ClipRows):
     """What training needs of a `Cache`, from videos and an autoencoder.
 
     Attributes:
@@ -63,23 +63,9 @@ class LiveLatents:
             clips=len(rows),
         )
 
-    def __len__(self) -> int:
-        return len(self.index)
-
     def read(self, rows: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float16) -> Tensor:
         """Decode and encode the clips of k rows: latents [k, c, n], in the order asked for."""
         stride = self._clips.clip.frame_stride
         wanted = self.index[torch.as_tensor(rows, dtype=torch.int64)].tolist()
         frames = [self._clips.window(video, first // stride) for video, first, _ in wanted]
         return torch.from_numpy(self._encode(np.stack(frames))).to(dtype)
-
-    def pairs(self, overlap: int = 0) -> Pairs:
-        """Find every clip and its continuation in the same video, as `Cache.pairs` does."""
-        clip = self.manifest.clip
-        return find_pairs(self.index, (clip.frames - overlap) * clip.frame_stride)
-
-    def rows_of(self, video: int) -> range:
-        """Row numbers of one video's clips, by first frame."""
-        numbers = self.index[:, 0].contiguous()
-        start, stop = torch.searchsorted(numbers, torch.tensor([video, video + 1])).tolist()
-        return range(start, stop)

@@ -27,7 +27,7 @@ from pvdm_cli.training.checkpoint import (
     save_checkpoint,
     settle,
 )
-from pvdm_cli.training.metrics import Metrics
+from pvdm_cli.training.metrics import Metrics, tally
 from pvdm_cli.training.optim import learning_rate, make_average
 from pvdm_cli.training.players import BatchT, Stage, accumulate, make_players, update
 
@@ -256,7 +256,9 @@ class _Trainer:
         for group in player.optimizer.param_groups:
             group["lr"] = rate
         terms = accumulate(player, batches, self.config)
-        terms["grad_norm"] = update(player)
+        norm = update(player)[None]
+        # In fp16 gradients overflow now and then; the scaler leaves that step out, and so do we.
+        terms["grad_norm"] = tally(norm, norm.isfinite())
         self.step += 1
         if self.average is not None and turn == 0 and (of + 1) % self.settings.ema_every == 0:
             self.average.update_parameters(self.network)
@@ -268,7 +270,7 @@ class _Trainer:
             means = self.metrics.log(self.step, lr=rate, **more)
             broken = [name for name, value in means.items() if not isfinite(value)]
             if broken:
-                causes = [name for name in broken if name not in ("loss", "grad_norm")]
+                causes = [name for name in broken if name != "loss"]
                 name = (causes or broken)[0]
                 raise _Diverged(f"{name} is {means[name]}")
         if self.due(self.settings.validate_every):

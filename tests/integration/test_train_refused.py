@@ -3,10 +3,13 @@
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from training_runs import Heard, Place, contents, difference, series, stop_after
 
@@ -52,6 +55,7 @@ def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
 @pytest.mark.parametrize(
     ("stage", "overrides", "options", "said"),
     [
+        ("autoencoder", ["data.cache=off"], {}, "data.cache=off belongs to stage: diffusion"),
         ("diffusion", ["loss.l1=1"], {}, "loss belongs to stage: autoencoder"),
         ("diffusion", ["adversarial.generator_weight=1"], {}, "adversarial belongs to stage: auto"),
         ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
@@ -196,6 +200,20 @@ def test_the_adversarial_phase_goes_on_with_half_its_weights(
         "features is nan at step 6: going back to step 4, adversarial weights at 0.5 of what was set",
         "features is nan at step 6: going back to step 4, adversarial weights at 0.25 of what was set",
     ]
+
+
+def test_gradients_that_overflow_in_fp16_are_left_out_and_no_reason_to_go_back(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaler = partial(torch.amp.GradScaler, "cpu", init_scale=2.0**127)  # as "cuda" at 2^16
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(enabled=True))
+    heard = Heard()
+    often = ("training.log_every=1", "loss.l1=100")
+    assert place.train("autoencoder", tmp_path / "run", *often, reporter=heard).finished
+    norms = series(tmp_path / "run", "grad_norm")
+    assert 0 < len(norms) < 12  # the first steps overflow until the scale has come down
+    assert np.isfinite(norms).all()
+    assert not any("going back" in line for line in heard.lines)
 
 
 def test_a_run_gives_up_after_the_retries_it_was_given(

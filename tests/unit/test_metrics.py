@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pvdm_cli.errors import ConfigError, PvdmError
 from pvdm_cli.training.metrics import Metrics, tally
@@ -85,7 +86,6 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     metrics = Metrics(tmp_path / "m", since=0, tensorboard=True)
     add(metrics, 4)
     metrics.log(1)
@@ -93,7 +93,7 @@ def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
     again = Metrics(tmp_path / "m", since=1, tensorboard=True)
     add(again, 2)
     again.log(2)
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 4), (2, 2)]
     assert [e.value for e in events.Scalars("val_loss")] == [7]

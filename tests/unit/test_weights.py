@@ -1,6 +1,8 @@
 """Weights of others: found, fetched once, checked."""
 
 import hashlib
+import io
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,19 @@ def test_what_cannot_be_fetched_is_one_sentence_with_a_way_out(
     assert said.startswith("loss.lpips=4 needs mine.pth, which could not be downloaded from file:")
     assert said.endswith("or go without: loss.lpips=0")
     assert str(tmp_path / "here") in said
+
+
+def test_a_connection_that_breaks_off_is_not_taken_for_a_full_disk(
+    source: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Broken())
+    with pytest.raises(ModelError, match=r"could not be downloaded .*reset by peer.*by hand"):
+        weights.load(source, **ASKED)
+    assert not any((tmp_path / "here").iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 10])
