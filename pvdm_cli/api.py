@@ -24,12 +24,20 @@ from pvdm_cli.describe import Description, describe
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import DataError, ModelError
+from pvdm_cli.evaluation.fvd import FvdRequest, FvdResult, measure_fvd
+from pvdm_cli.evaluation.reconstruction import (
+    ReconstructionResult,
+    Split,
+    holdout_of,
+    measure_reconstruction,
+)
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.rollout import Sampling, Steps
 from pvdm_cli.runs import run_training
+from pvdm_cli.runtime import resolve_device
 from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.synthetic import write_skies
 
@@ -39,8 +47,10 @@ __all__ = [
     "DemoResult",
     "Description",
     "EncodeResult",
+    "FvdResult",
     "Model",
     "Plan",
+    "ReconstructionResult",
     "SampleBench",
     "SampleResult",
     "TrainBench",
@@ -55,6 +65,8 @@ __all__ = [
     "draw_skies",
     "encode",
     "environment",
+    "eval_fvd",
+    "eval_reconstruction",
     "export_published",
     "load_model",
     "plan",
@@ -209,6 +221,59 @@ def train(
         provenance={"preset": preset, "overrides": list(overrides)},
         reporter=reporter,
         stop=stop,
+    )
+
+
+def eval_fvd(
+    real: Path,
+    fake: Path,
+    *,
+    frames: int = 16,
+    frame_stride: int = 1,
+    fake_start: int = 0,
+    real_clips: Literal["one", "all"] = "one",
+    protocol: Literal["stylegan-v", "pvdm"] = "stylegan-v",
+    size: tuple[int, int] | None = None,
+    num: int = 2048,
+    seed: int = 0,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> FvdResult:
+    """Measure the Frechet video distance of two sets of videos; see `evaluation.fvd`."""
+    request = FvdRequest(
+        frames=frames,
+        frame_stride=frame_stride,
+        fake_start=fake_start,
+        real_clips=real_clips,
+        protocol=protocol,
+        size=size,
+        num=num,
+        seed=seed,
+    )
+    return measure_fvd(Path(real), Path(fake), request, resolve_device(device), reporter)
+
+
+def eval_reconstruction(
+    model: str | Path,
+    data: Path,
+    *,
+    split: Split = "held-out",
+    holdout: float | None = None,
+    num: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> ReconstructionResult:
+    """Measure how well an autoencoder gives clips back; see `evaluation.reconstruction`."""
+    found = load_model(model, device, checkpoint)
+    return measure_reconstruction(
+        found,
+        str(model),
+        Path(data),
+        split_name=split,
+        holdout=holdout_of(Path(model)) if holdout is None else holdout,
+        num=num,
+        reporter=reporter,
     )
 
 

@@ -54,6 +54,10 @@ LPIPS_VGG = Weights(
     licence="BSD-2-Clause, richzhang/PerceptualSimilarity",
 )
 
+# The I3D of the Frechet video distance, under the names people have it; none may be downloaded
+# from a place that pins its content.
+I3D_FILES = ("i3d_kinetics400.safetensors", "i3d_pretrained_400.pt")
+
 
 def folder() -> Path:
     """Folder of outside weights."""
@@ -80,6 +84,41 @@ def load(weights: Weights, *, needed_by: str, without: str) -> dict[str, Tensor]
         raise ModelError(f"{path}: {wrong}; remove it to download it again")
     found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return found
+
+
+def find_i3d() -> Path | None:
+    """Return the file of the I3D: what PVDM_I3D names, else one in the folder of weights."""
+    if given := os.environ.get("PVDM_I3D"):
+        return Path(given)
+    return next((path for name in I3D_FILES if (path := folder() / name).is_file()), None)
+
+
+def has_i3d() -> bool:
+    """Whether there is an I3D to score with."""
+    path = find_i3d()
+    return path is not None and path.is_file()
+
+
+def require_i3d(needed_by: str, without: str = "") -> Path:
+    """Return the file of the I3D.
+
+    Args:
+        needed_by: What asks for it, e.g. "FVD".
+        without: How to do without it, if that is possible.
+
+    Raises:
+        ModelError: If it is nowhere, saying what to get from where and where to put it.
+    """
+    path = find_i3d()
+    if path is None:
+        raise ModelError(
+            f"{needed_by} needs the Kinetics-400 I3D: get i3d_pretrained_400.pt (49 MB) from "
+            f"https://huggingface.co/Xiaodong/FVD_I3D and put it into {folder()} (PVDM_WEIGHTS "
+            "names another folder, PVDM_I3D the file itself)" + (without and f", or {without}")
+        )
+    if not path.is_file():
+        raise ModelError(f"PVDM_I3D={path}: no such file; it is to name the weights of the I3D")
+    return path
 
 
 def _download(weights: Weights, path: Path, needed: str, without: str) -> None:

@@ -20,15 +20,10 @@ from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.runtime import generator
 from pvdm_cli.training.adversary import Adversary, Seen
 from pvdm_cli.training.players import Rival
-from pvdm_cli.video.pixels import to_float, to_uint8
+from pvdm_cli.video.pixels import psnr, to_float, to_uint8
 
 SHOWN = 0xF4A  # a fourth word keys the draw of frames apart from other draws
 ShowVideos = Callable[[Tensor, Tensor, Path], None]  # originals, reconstructions, path
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each clip [b] for pixels in [-1, 1]."""
-    return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1).clamp(min=1e-10))
 
 
 class ClipBatch(NamedTuple):
