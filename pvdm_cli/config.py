@@ -283,6 +283,11 @@ class TrainingConfig(Section):
         1000, ge=1, description="steps between two measurements on held-out videos"
     )
     validation_clips: int = Field(64, ge=1, description="how many clips of them")
+    judge: Literal["psnr", "rfvd"] = Field(
+        "psnr",
+        description="first stage: which figure of held-out videos the best checkpoint and patience "
+        "go by; rfvd needs the I3D (docs/evaluation.md)",
+    )
     patience: int = Field(
         0, ge=0, description="validations in a row without a better figure that end a run; 0: never"
     )
@@ -418,6 +423,10 @@ class RunConfig(ModelConfig):
             raise ValueError("adversarial belongs to stage: autoencoder; leave it out")
         if self.stage == "diffusion" and self.loss != LossConfig():
             raise ValueError("loss belongs to stage: autoencoder; leave it out")
+        if self.stage == "diffusion" and self.training.judge != "psnr":
+            raise ValueError(
+                "training.judge belongs to stage: autoencoder; the second stage goes by val_loss"
+            )
         if self.stage == "autoencoder" and not self.data.cache:
             raise ValueError("data.cache=off belongs to stage: diffusion; leave it out")
         if self.stage == "diffusion" and self.data.flip and self.data.cache:

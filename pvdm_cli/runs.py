@@ -19,6 +19,7 @@ from pvdm_cli.data.clips import Clips
 from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
+from pvdm_cli.evaluation.reconstruction import FeatureDistance
 from pvdm_cli.files import make_folder, only_writer, remove_folder, tidy, write_text
 from pvdm_cli.model import Model, list_checkpoints, load_model, refuse_misfit
 from pvdm_cli.models.autoencoder import Autoencoder
@@ -202,6 +203,9 @@ def _autoencoder_stage(
     """Read the videos and build (or take over) the autoencoder."""
     train_sources, held_out_sources = split(find_videos(data), config.data.holdout)
     perceptual = _perceptual(config.loss.lpips, device)
+    rfvd = None
+    if config.training.judge == "rfvd":
+        rfvd = FeatureDistance.load(device, config.clip.frames)
     settings, memory = config.training, config.data.memory_gb
     with _seeded(settings.seed):
         network = Autoencoder(config.model())
@@ -230,7 +234,7 @@ def _autoencoder_stage(
         with _seeded(settings.seed + 1):
             adversary = Adversary(config.adversarial).to(device)
     return AutoencoderStage(
-        config, network.to(device), clips, held_out, show, perceptual, adversary
+        config, network.to(device), clips, held_out, show, perceptual, adversary, rfvd
     )
 
 

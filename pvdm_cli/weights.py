@@ -114,7 +114,8 @@ def require_i3d(needed_by: str, without: str = "") -> Path:
         raise ModelError(
             f"{needed_by} needs the Kinetics-400 I3D: get i3d_pretrained_400.pt (49 MB) from "
             f"https://huggingface.co/Xiaodong/FVD_I3D and put it into {folder()} (PVDM_WEIGHTS "
-            "names another folder, PVDM_I3D the file itself)" + (without and f", or {without}")
+            "names another folder, PVDM_I3D the file itself)"
+            + (without and f", or go without: {without}")
         )
     if not path.is_file():
         raise ModelError(f"PVDM_I3D={path}: no such file; it is to name the weights of the I3D")

@@ -16,7 +16,7 @@ from pvdm_cli import weights
 from pvdm_cli.config import DataConfig, RunConfig, parse_config, read_yaml
 from pvdm_cli.data.catalog import Source, find_videos, split
 from pvdm_cli.data.clips import Clips
-from pvdm_cli.errors import DataError
+from pvdm_cli.errors import ConfigError, DataError
 from pvdm_cli.evaluation.detector import Detector
 from pvdm_cli.evaluation.frechet import Statistics, frechet_distance
 from pvdm_cli.evaluation.fvd import PUBLISHED_VIDEOS
@@ -29,6 +29,36 @@ from pvdm_cli.video.pixels import psnr, to_float, to_uint8
 Split = Literal["held-out", "train", "all"]
 
 BATCH = 4  # clips per forward pass
+
+
+class FeatureDistance:
+    """Frechet distance of I3D features from given clips, whose features are computed once."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._real: Statistics | None = None
+
+    @classmethod
+    def load(cls, device: torch.device, frames: int) -> "FeatureDistance":
+        """Find the detector for clips of so many frames.
+
+        Raises:
+            PvdmError: If there is none, or the clips are too short for it.
+        """
+        without = "training.judge=psnr"
+        if frames < FEWEST_FRAMES:
+            raise ConfigError(
+                f"training.judge=rfvd needs clips of {FEWEST_FRAMES} frames or more, not {frames}; "
+                f"use {without}"
+            )
+        return cls(Detector.load(device, needed_by="training.judge=rfvd", without=without))
+
+    def __call__(self, originals: Tensor, again: Tensor) -> float:
+        """Compare clips uint8 [b, s, H, W, 3], the same at every call, with reconstructions."""
+        if self._real is None:
+            self._real = Statistics.of(self._detector.features(originals))
+        fake = Statistics.of(self._detector.features(again))
+        return frechet_distance(self._real, fake, ddof=0)
 
 
 class Reconstructed(NamedTuple):

@@ -23,6 +23,7 @@ from pvdm_cli.training.players import Rival
 from pvdm_cli.video.pixels import psnr, to_float, to_uint8
 
 SHOWN = 0xF4A  # a fourth word keys the draw of frames apart from other draws
+Distance = Callable[[Tensor, Tensor], float]  # of originals and reconstructions, as sets
 ShowVideos = Callable[[Tensor, Tensor, Path], None]  # originals, reconstructions, path
 
 
@@ -55,10 +56,10 @@ class AutoencoderStage:
         show: Writes originals beside reconstructions.
         perceptual: The perceptual loss, where `loss.lpips` asks for it.
         adversary: The discriminators of the second phase.
+        rfvd: Measures reconstructions where `training.judge` goes by it.
     """
 
     weights_file = "autoencoder.safetensors"
-    judged_by = ("val_psnr", 1)
     rival_share = 1.0
 
     def __init__(
@@ -70,10 +71,12 @@ class AutoencoderStage:
         show: ShowVideos,
         perceptual: LPIPS | None = None,
         adversary: Adversary | None = None,
+        rfvd: Distance | None = None,
     ) -> None:
         self.config, self.network, self.train, self.show = config, network, train, show
         self.perceptual, self.adversary = perceptual, adversary
-        self.held_out = held_out
+        self.held_out, self.rfvd = held_out, rfvd
+        self.judged_by = ("val_psnr", 1) if rfvd is None else ("val_rfvd", -1)
         recompute(network, config.training.activation_checkpointing)
         self.device = next(network.parameters()).device
         self.validation = (
@@ -166,20 +169,25 @@ class AutoencoderStage:
         return Seen(x[rows, :, shown], x), Seen(y[rows, :, shown], y)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """PSNR and loss on the first clip of each held-out video, and PSNR of its mean frame."""
+        """PSNR and loss on the first clip of each held-out video, and PSNR of its mean frame.
+
+        Where training goes by it, also the distance of all clips from their reconstructions.
+        """
         if self.validation is None:
             return {}
-        ours, still, losses = [], [], []
+        ours, still, losses, again = [], [], [], []
         for frames in self.validation.split(self.config.training.batch_size):
             x = to_float(frames.to(self.device))
             y = network(x)
             ours.append(psnr(y, x))
             still.append(psnr(x.mean(2, keepdim=True).expand_as(x), x))
             losses.append(self._reconstruction_loss(y, x) * len(x))
+            again += [to_uint8(y).cpu()] if self.rfvd else []
         return {
             "val_psnr": float(torch.cat(ours).mean()),
             "val_psnr_mean_frame": float(torch.cat(still).mean()),
             "val_loss": float(torch.stack(losses).sum()) / len(self.validation),
+            **({"val_rfvd": self.rfvd(self.validation, torch.cat(again))} if self.rfvd else {}),
         }
 
     def _reconstruction_loss(self, y: Tensor, x: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import DataError
 from pvdm_cli.model import list_checkpoints, load_model, save_model
-from pvdm_cli.training.autoencoder import psnr
-from pvdm_cli.video.pixels import to_float
+from pvdm_cli.video.pixels import psnr, to_float
 from pvdm_cli.video.read import probe
 from pvdm_cli.video.synthetic import FPS, write_skies
 from pvdm_cli.video.write import write_video
@@ -218,6 +217,25 @@ def test_the_checkpoint_that_validates_best_is_kept_and_can_be_named(
     assert {path.name for path in list_checkpoints(run)} == {f"step-{s:08d}" for s in (best, 12)}
     chosen = load_model(run, "cpu", "best")
     assert chosen.provenance["metrics"][figure] == figures[best]
+
+
+def test_the_first_stage_can_go_by_rfvd(
+    place: Place, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PVDM_I3D", str(shared / "reference" / "fvd" / "i3d_kinetics400.safetensors")
+    )
+    by_rfvd = ("training.judge=rfvd", "training.patience=2", "clip.frames=9", "training.steps=9")
+    often = ("training.validate_every=1", "training.checkpoint_every=1", "training.sample_every=9")
+    wild = ("training.lr=0.3", "training.warmup_steps=0", "training.ema_decay=0")
+    run = tmp_path / "run"
+    place.train("autoencoder", run, *by_rfvd, *often, *wild)
+    figures = {line["step"]: line["val_rfvd"] for line in metrics(run) if "val_rfvd" in line}
+    best = min(figures, key=lambda step: figures[step])
+    assert (run / "best").read_text() == f"step-{best:08d}\n"
+    assert len(figures) in (best + 2, 9)  # patience counts from there
+    chosen = api.eval_reconstruction(run, place.videos, checkpoint="best", num=2, device="cpu")
+    assert chosen.rfvd == pytest.approx(figures[best], rel=1e-3)
 
 
 def test_a_run_that_no_longer_gets_better_ends_and_stays_ended(
