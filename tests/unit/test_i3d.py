@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pvdm_cli.errors import DataError, ModelError
-from pvdm_cli.evaluation import detector
+from pvdm_cli.errors import DataError
 from pvdm_cli.evaluation.detector import Detector
 from pvdm_cli.evaluation.i3d import I3D, Pool, pad_same, prepare, same_padding
 
@@ -108,39 +107,3 @@ def test_the_features_of_a_clip_do_not_depend_on_its_batch(real_detector: Detect
 def test_clips_too_short_for_i3d_are_refused(real_detector: Detector) -> None:
     with pytest.raises(DataError, match="9 frames or more, not 8"):
         real_detector.features(torch.zeros(1, 8, 16, 24, 3, dtype=torch.uint8))
-
-
-def test_weights_as_torch_saves_them_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = I3D().state_dict()
-    kept = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    torch.save(kept, tmp_path / "i3d_pretrained_400.pt")
-    monkeypatch.delenv("PVDM_I3D", raising=False)
-    monkeypatch.setenv("PVDM_WEIGHTS", str(tmp_path))
-    found = Detector.load(CPU)
-    assert found.file == "i3d_pretrained_400.pt"
-    name = "Mixed_4d.b1b.conv3d.weight"
-    assert torch.equal(found.network.state_dict()[name], kept[name])
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense"])
-def test_a_damaged_file_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
-    path = tmp_path / "i3d.pt"
-    path.write_bytes(content)
-    monkeypatch.setenv("PVDM_I3D", str(path))
-    with pytest.raises(ModelError, match=r"i3d.pt: not readable as weights .*get it again"):
-        Detector.load(CPU)
-
-
-def test_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "i3d.pt"
-    torch.save({"a": torch.ones(3)}, path)
-    monkeypatch.setenv("PVDM_I3D", str(path))
-    with pytest.raises(ModelError, match=r"not the Kinetics-400 I3D: weight .* is missing"):
-        Detector.load(CPU)
-    torch.save([torch.ones(3)], path)
-    with pytest.raises(ModelError, match="holds no weights by name"):
-        detector.Detector.load(CPU)
