@@ -26,6 +26,7 @@ def use_quick_detector(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Let every score be computed with it; `folder` gets a file in place of the weights."""
     (folder / "i3d.pt").write_bytes(b"of no use")
     monkeypatch.setenv("PVDM_I3D", str(folder / "i3d.pt"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setattr(
         Detector, "load", lambda device, **asked: Quick(None, "quick", "0" * 64, None)
     )

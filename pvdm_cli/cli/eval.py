@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,6 +45,13 @@ class Protocol(StrEnum):
     pvdm = "pvdm"
 
 
+class RealOrder(StrEnum):
+    """Which real videos come first."""
+
+    shuffled = "shuffled"
+    sorted = "sorted"
+
+
 class RealClips(StrEnum):
     """Which windows of a real video."""
 
@@ -73,6 +81,28 @@ def fvd(
         typer.Option(metavar="N|HxW", help="Compare at this size; else that of the fake videos."),
     ] = None,
     num: Annotated[int, typer.Option(help="Most clips of either side.")] = 2048,
+    real_order: Annotated[
+        RealOrder, typer.Option(help="Which real videos come first, where there are more.")
+    ] = RealOrder.shuffled,
+    repeats: Annotated[
+        int, typer.Option(metavar="R", help="Score R times, real clips drawn anew.")
+    ] = 1,
+    bootstrap: Annotated[
+        int, typer.Option(metavar="B", help="Draw both sides B times with replacement.")
+    ] = 0,
+    counts: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="Also score so many clips of either side."),
+    ] = None,
+    yardsticks: Annotated[
+        bool, typer.Option("--yardsticks", help="Also score real halves, stills, shuffled frames.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Neither use nor keep features of real clips.")
+    ] = False,
+    save_features: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Write the features of both sides.")
+    ] = None,
     seed: SeedOpt = 0,
     device: DeviceOpt = "auto",
     as_json: JsonOpt = False,
@@ -90,6 +120,7 @@ def fvd(
         pvdm eval fvd --real videos --fake samples --frames 128 --protocol pvdm --json
     """
     pixels = None if size is None else _size(size)
+    numbers = [] if counts is None else _numbers(counts)
     from pvdm_cli import api  # torch loads here, not for --help
 
     result = api.eval_fvd(
@@ -99,10 +130,17 @@ def fvd(
         frame_stride=frame_stride,
         fake_start=fake_start,
         real_clips=real_clips.value,
+        real_order=real_order.value,
         protocol=protocol.value,
         size=pixels,
         num=num,
         seed=seed,
+        repeats=repeats,
+        bootstrap=bootstrap,
+        counts=numbers,
+        yardsticks=yardsticks,
+        keep=not fresh,
+        save_features=save_features,
         device=device,
         reporter=render.reporter(quiet),
     )
@@ -173,13 +211,23 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
+def _numbers(text: str) -> list[int]:
+    """Read "256,512"."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise PvdmError(f"--counts {text!r}: expected whole numbers, like 256,512,1024")
+    return [int(part) for part in parts]
+
+
 def _show_fvd(result: "FvdResult") -> None:
     """Print a score and what it rests on."""
     used, sides = result.protocol, (("real", result.real), ("fake", result.fake))
     rows = [("FVD", f"{result.fvd:.2f}")]
     for name, side in sides:
         resized = f", {side.resized} resized" if side.resized else ""
-        rows.append((name, f"{side.clips:,} clips of {side.videos:,} videos{resized}: {side.path}"))
+        kept = ", features kept from before" if side.kept else ""
+        about = f"{side.clips:,} clips of {side.videos:,} videos{resized}{kept}"
+        rows.append((name, f"{about}: {side.path}"))
     stride = f" at stride {used['frame_stride']}" if used["frame_stride"] > 1 else ""
     start = f"; fake ones from frame {used['fake_start']}" if used["fake_start"] else ""
     rows += [
@@ -188,10 +236,26 @@ def _show_fvd(result: "FvdResult") -> None:
         ("seed", f"{used['seed']}"),
         ("detector", f"{used['detector']}, sha256 {used['detector_sha256'][:16]}"),
     ]
-    render.print_columns(rows)
+    render.print_columns([rows[0], *_spread(result), *rows[1:]])
     _show_differences(result.differs)
     for name, side in sides:
         _show_skipped(side.skipped, f"{name} videos")
+
+
+def _spread(result: "FvdResult") -> list[tuple[str, str]]:
+    """What was asked for beside the score."""
+    rows = []
+    for name, scores in (("repeats", result.repeats), ("bootstrap", result.bootstrap)):
+        if len(scores) > 1:
+            about = f"{fmean(scores):.2f} ± {stdev(scores):.2f} over {len(scores)}"
+            rows.append((name, about))
+    rows += [(f"FVD of {count:,}", f"{score:.2f}") for count, score in result.counts.items()]
+    if result.extrapolated is not None:
+        rows.append(("of infinitely many", f"{result.extrapolated:.2f} (line through 1/n)"))
+    names = {"real_halves": "half of the real", "still": "stills", "shuffled": "shuffled frames"}
+    for name, score in result.yardsticks.items():
+        rows.append((names[name], "-" if score is None else f"{score:.2f} from the real clips"))
+    return rows
 
 
 def _show_reconstruction(result: "ReconstructionResult") -> None:

@@ -4,7 +4,9 @@ Axes: b clips, s frames, H x W pixels.
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from pvdm_cli.files import sha256
 Frames = NDArray[np.uint8]  # [s, H, W, 3]
 Features = NDArray[np.float32]  # [b, 400]
 
+GPU_BATCH = 16
 BATCH = 4  # clips per pass; more gain nothing on a CPU (0.60 s a clip at 2, 4 and 8)
 
 
@@ -32,12 +35,15 @@ class Detector:
         file: Name of the file of its weights.
         sha256: Of that file.
         known: Whose numbers they are, if the file is a known one.
+        eps: Of its BatchNorm.
+        device: Where it is.
     """
 
     network: nn.Module
     file: str
     sha256: str
     known: str | None = None
+    eps: float = EPS
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
     @classmethod
@@ -54,7 +60,7 @@ class Detector:
         network = build_i3d(path, digest, eps).eval().requires_grad_(False)
         # Channels last: 0.60 s a clip of 16 frames on one core, 0.75 otherwise.
         network = network.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        return cls(network, path.name, digest, identify(path, digest), device)
+        return cls(network, path.name, digest, identify(path, digest), eps, device)
 
     @torch.no_grad()
     def features(self, frames: Tensor) -> Features:
@@ -70,20 +76,34 @@ class Detector:
             )
         parts = [
             self.network(_channels_last(prepare(part.to(self.device)))).cpu()
-            for part in frames.split(BATCH)
+            for part in frames.split(BATCH if self.device.type == "cpu" else GPU_BATCH)
         ]
         return torch.cat(parts).numpy()
 
     def stream(self, clips: Iterable[Frames]) -> Iterator[Features]:
-        """Yield features [b, 400], a batch of clips at a time."""
-        batch: list[Frames] = []
-        for clip in clips:
-            batch.append(clip)
-            if len(batch) == BATCH:
-                yield self.features(torch.from_numpy(np.stack(batch)))
-                batch = []
-        if batch:
-            yield self.features(torch.from_numpy(np.stack(batch)))
+        """Yield features [b, 400]; the next clips are read while the network is at work."""
+        batches = _batched(clips, BATCH if self.device.type == "cpu" else GPU_BATCH)
+        with ThreadPoolExecutor(1) as reading:
+            coming = reading.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = reading.submit(next, batches, None)
+                yield self.features(torch.from_numpy(batch))
+
+    def describe(self) -> dict[str, Any]:
+        """What its features depend on."""
+        return {"detector": self.sha256, "eps": self.eps}
+
+
+def _batched(clips: Iterable[Frames], size: int) -> Iterator[Frames]:
+    """Put clips together, uint8 [b, s, H, W, 3]."""
+    batch: list[Frames] = []
+    for clip in clips:
+        batch.append(clip)
+        if len(batch) == size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
 
 
 def _channels_last(x: Tensor) -> Tensor:
