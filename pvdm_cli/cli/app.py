@@ -43,7 +43,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
         (bench.sample, bench.train),
     ),
     "data": ("Draw practice videos.", (sky,)),
-    "eval": ("Score videos and reconstructions.", (eval.fvd, eval.reconstruction)),
+    "eval": ("Score videos and reconstructions.", (eval.fvd, eval.is_, eval.reconstruction)),
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
 }
 
@@ -82,7 +82,8 @@ def _add(to: typer.Typer, function: Callable[..., None]) -> None:
     doc = inspect.getdoc(function) or ""
     text = help.prose(doc.partition("Examples:")[0])
     epilog = help.epilog(help.examples_of(doc))
-    to.command(function.__name__, cls=help.Command, help=text, epilog=epilog)(function)
+    name = function.__name__.rstrip("_")  # `is` is a word of Python
+    to.command(name, cls=help.Command, help=text, epilog=epilog)(function)
 
 
 def _group(name: str) -> typer.Typer:

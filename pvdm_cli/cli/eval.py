@@ -25,6 +25,7 @@ from pvdm_cli.errors import PvdmError
 
 if TYPE_CHECKING:
     from pvdm_cli.evaluation.fvd import FvdResult
+    from pvdm_cli.evaluation.inception import InceptionResult
     from pvdm_cli.evaluation.reconstruction import ReconstructionResult
 
 NAMED = 5  # videos left out that are named; --json names all
@@ -43,6 +44,13 @@ class Protocol(StrEnum):
 
     stylegan_v = "stylegan-v"
     pvdm = "pvdm"
+
+
+class Convention(StrEnum):
+    """How clips are put into splits."""
+
+    stylegan_v = "stylegan-v"
+    tgan2 = "tgan2"
 
 
 class RealOrder(StrEnum):
@@ -152,6 +160,42 @@ def fvd(
         raise typer.Exit(SOME_SKIPPED)
 
 
+def is_(
+    fake: Annotated[Path, typer.Option(metavar="DIR", help="The generated videos.")],
+    convention: Annotated[
+        Convention, typer.Option(help="Ten splits of 2,048 clips, or ten runs of as many.")
+    ] = Convention.stylegan_v,
+    num: Annotated[
+        int | None, typer.Option(min=10, help="Most clips; else those of the convention.")
+    ] = None,
+    device: DeviceOpt = "auto",
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Measure the inception score of generated videos with C3D, fine-tuned on UCF-101.
+
+    Needs conv3d_deepnetA_ucf.npz and mean2.npz from the release v1.0 of github.com/rezoo/tgan2, in
+    ~/.cache/pvdm. Scores of the two conventions are not comparable with each other.
+
+    Examples:
+        pvdm eval is --fake samples
+        pvdm eval is --fake samples --convention tgan2 --json
+    """
+    from pvdm_cli import api  # torch loads here, not for --help
+
+    reporter = render.reporter(quiet)
+    result = api.eval_inception(
+        fake, convention=convention.value, num=num, device=device, reporter=reporter
+    )
+    if as_json:
+        render.print_json(asdict(result))
+    else:
+        _show_inception(result)
+    if result.skipped:
+        raise typer.Exit(SOME_SKIPPED)
+
+
 def reconstruction(
     model: ModelArg,
     data: Annotated[Path, typer.Option(metavar="DIR", help="The videos.")],
@@ -256,6 +300,20 @@ def _spread(result: "FvdResult") -> list[tuple[str, str]]:
     for name, score in result.yardsticks.items():
         rows.append((names[name], "-" if score is None else f"{score:.2f} from the real clips"))
     return rows
+
+
+def _show_inception(result: "InceptionResult") -> None:
+    """Print a score and what it rests on."""
+    used = result.protocol
+    rows = [
+        ("inception score", f"{result.mean:.2f} ± {result.std:.2f}"),
+        ("convention", f"{used['convention']}, {used['splits']} splits"),
+        ("clips", f"{result.clips:,} of {used['frames']} frames: {result.fake}"),
+        ("detector", f"{used['detector']}, sha256 {used['detector_sha256'][:16]}"),
+    ]
+    render.print_columns(rows)
+    _show_differences(result.differs)
+    _show_skipped(result.skipped, "videos")
 
 
 def _show_reconstruction(result: "ReconstructionResult") -> None:

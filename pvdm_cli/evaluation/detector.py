@@ -82,7 +82,7 @@ class Detector:
 
     def stream(self, clips: Iterable[Frames]) -> Iterator[Features]:
         """Yield features [b, 400]; the next clips are read while the network is at work."""
-        batches = _batched(clips, BATCH if self.device.type == "cpu" else GPU_BATCH)
+        batches = batched(clips, BATCH if self.device.type == "cpu" else GPU_BATCH)
         with ThreadPoolExecutor(1) as reading:
             coming = reading.submit(next, batches, None)
             while (batch := coming.result()) is not None:
@@ -94,7 +94,7 @@ class Detector:
         return {"detector": self.sha256, "eps": self.eps}
 
 
-def _batched(clips: Iterable[Frames], size: int) -> Iterator[Frames]:
+def batched(clips: Iterable[Frames], size: int) -> Iterator[Frames]:
     """Put clips together, uint8 [b, s, H, W, 3]."""
     batch: list[Frames] = []
     for clip in clips:
