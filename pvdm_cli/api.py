@@ -6,10 +6,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pvdm_cli.benchmark.sample import SampleBench, bench_sample
 from pvdm_cli.benchmark.train import TrainBench, bench_train, fitting_batch
+from pvdm_cli.comparison import Comparison, compare
 from pvdm_cli.config import load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
@@ -43,6 +44,7 @@ from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.synthetic import write_skies
 
 __all__ = [
+    "Comparison",
     "Conversion",
     "DecodeResult",
     "DemoResult",
@@ -69,6 +71,7 @@ __all__ = [
     "environment",
     "eval_fvd",
     "eval_inception",
+    "eval_model",
     "eval_reconstruction",
     "export_published",
     "load_model",
@@ -229,46 +232,70 @@ def train(
 
 
 def eval_fvd(
+    real: Path, fake: Path, *, device: str = "auto", reporter: Reporter = SILENT, **scoring: Any
+) -> FvdResult:
+    """Measure the Frechet video distance of two sets of videos; see `evaluation.fvd`.
+
+    Args:
+        real: The real videos.
+        fake: The generated ones.
+        device: Where the detector runs.
+        reporter: Told of progress.
+        scoring: How, by the names in `evaluation.fvd.FvdRequest`: frames=16, num=2048, seed=0, ...
+    """
+    request = FvdRequest(**scoring)
+    return measure_fvd(Path(real), Path(fake), request, resolve_device(device), reporter)
+
+
+def eval_model(
     real: Path,
-    fake: Path,
+    model: str | Path,
+    out: Path,
     *,
-    frames: int = 16,
-    frame_stride: int = 1,
-    fake_start: int = 0,
-    real_clips: Literal["one", "all"] = "one",
-    real_order: Literal["shuffled", "sorted"] = "shuffled",
-    protocol: Literal["stylegan-v", "pvdm"] = "stylegan-v",
-    size: tuple[int, int] | None = None,
+    steps: str = "400/400",
+    length: int = 128,
     num: int = 2048,
+    batch_size: int = 4,
+    checkpoint: Checkpoint | None = None,
+    dataset: Literal["ucf101", "sky"] | None = None,
     seed: int = 0,
-    repeats: int = 1,
-    bootstrap: int = 0,
-    counts: Sequence[int] = (),
-    yardsticks: bool = False,
-    keep: bool = True,
-    save_features: Path | None = None,
     device: str = "auto",
     reporter: Reporter = SILENT,
-) -> FvdResult:
-    """Measure the Frechet video distance of two sets of videos; see `evaluation.fvd`."""
-    request = FvdRequest(
-        frames=frames,
-        frame_stride=frame_stride,
-        fake_start=fake_start,
-        real_clips=real_clips,
-        real_order=real_order,
-        protocol=protocol,
-        size=size,
+    **scoring: Any,
+) -> Comparison:
+    """Draw videos from a model and set its scores below the paper's; see `comparison.compare`.
+
+    Args:
+        real: The real videos.
+        model: What to draw from.
+        out: Where drawn videos and `metric-*.jsonl` go; what is there already is not drawn again.
+        steps: Of sampling.
+        length: Frames of a drawn video.
+        num: Videos drawn, and most clips of either side.
+        batch_size: Videos drawn at once.
+        checkpoint: Of a run.
+        dataset: Whose published rows to show.
+        seed: Of drawing and of scoring.
+        device: Where all of it runs.
+        reporter: Told of progress.
+        scoring: What else `evaluation.fvd.FvdRequest` takes.
+    """
+    drawing = SampleRequest(
+        frames=length,
         num=num,
+        sampling=Sampling(steps=Steps.parse(steps)),
         seed=seed,
-        repeats=repeats,
-        bootstrap=bootstrap,
-        counts=counts,
-        yardsticks=yardsticks,
-        keep=keep,
-        save_features=save_features,
+        batch_size=batch_size,
+        format="npz",
     )
-    return measure_fvd(Path(real), Path(fake), request, resolve_device(device), reporter)
+    drawing.check()
+    request = FvdRequest(num=num, seed=seed, **scoring)
+    request.check()
+    origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
+    found = load_model(model, device, checkpoint)
+    return compare(
+        found, origin, Path(real), Path(out), drawing, request, dataset=dataset, reporter=reporter
+    )
 
 
 def eval_inception(

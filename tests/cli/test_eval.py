@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scoring import noise, use_quick_detector, write_noise
+from scoring import noise, use_quick_classifier, use_quick_detector, write_noise
 from tiny import tiny_model
 
 from pvdm_cli import weights
@@ -185,3 +185,65 @@ def test_a_split_that_is_empty_is_refused(refusal: Refusal, model: Path, tmp_pat
     videos = write_noise(tmp_path / "videos", 4, suffix="mp4")
     said = refusal("eval", "reconstruction", model, "--data", videos)
     assert "no video is held out of 1 with --holdout 0.05; use --split all" in said
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_model_is_drawn_from_scored_and_set_below_the_published_rows(
+    pvdm: Any, model: Path, tmp_path: Path
+) -> None:
+    real = write_noise(tmp_path / "sky", 130, 130, 130)
+    out = tmp_path / "scored"
+    words = ["--model", model, "--real", real, "--num", 2, "--steps", "2/1", "--out", out, "-q"]
+    result = pvdm("eval", "fvd", *words, "--device", "cpu")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    heads = "FVD, 16 frames", "FVD, 128 frames", "FVD, 128 frames, every 8th"
+    assert all(head in lines[0] + lines[1] for head in heads)
+    assert next(line for line in lines if "400/400" in line).split()[-3:] == ["55.41", "125.2", "-"]
+    assert next(line for line in lines if "ours" in line).count("*") == 3
+    assert "not comparable" in result.out
+    made = {path.name: path.stat().st_mtime_ns for path in out.glob("video-*.npz")}
+    assert len(made) == 2
+    told = [json.loads(line) for line in (out / "metric-fvd2_16f.jsonl").read_text().splitlines()]
+    assert len(told) == 1
+    assert told[0]["sampling"]["steps"] == "2/1"
+
+    again = json.loads(pvdm("eval", "fvd", *words, "--device", "cpu", "--json").out)
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("video-*.npz")} == made
+    assert again["columns"]["16f"]["fvd"] == pytest.approx(told[0]["results"]["fvd2_16f"])
+    assert set(again["columns"]) == {"16f", "128f", "128f_subsample8f"}
+    assert len((out / "metric-fvd2_128f.jsonl").read_text().splitlines()) == 2
+    table = pvdm("eval", "fvd", *words, "--device", "cpu", "--markdown").out
+    assert table.startswith("| method | FVD, 16 frames |")
+    ucf = pvdm("eval", "fvd", *words, "--device", "cpu", "--dataset", "ucf101").out
+    assert "343.6" in ucf
+
+
+def test_an_inception_score_stands_below_the_published_ones(
+    pvdm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_quick_classifier(monkeypatch, tmp_path)
+    fake = write_noise(tmp_path / "fake", *(16 for _ in range(10)))
+    result = pvdm("eval", "is", "--fake", fake, "-q", "--markdown")
+    assert result.code == 0
+    assert "| PVDM-L | 74.40 ± 1.25 |" in result.out
+    assert "unverified" in result.out
+    told = json.loads(pvdm("eval", "is", "--fake", fake, "-q", "--json").out)
+    assert f"{told['mean']:.2f} ± {told['std']:.2f}*" in result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "give the generated videos by --fake, or by --model"),
+        (["--fake", "a", "--model", "demo"], "give the generated videos by --fake, or by --model"),
+        (["--model", "demo", "--frames", "9"], "go with --fake"),
+        (["--fake", "a", "--dataset", "sky"], "go with --model"),
+        (["--model", "demo", "--length", "9"], "the shortest published window has 16 frames"),
+        (["--fake", "a", "--counts", "few"], "--counts 'few': expected whole numbers"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    refusal: Refusal, tmp_path: Path, words: list[str], said: str
+) -> None:
+    assert said in refusal("eval", "fvd", "--real", tmp_path, *words)

@@ -6,34 +6,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scoring import write_noise
+from scoring import use_quick_classifier, write_noise
 
 from pvdm_cli.errors import ModelError, PvdmError
-from pvdm_cli.evaluation import inception
-from pvdm_cli.evaluation.c3d import C3D, LAYERS, load_c3d
+from pvdm_cli.evaluation.c3d import LAYERS, load_c3d
 from pvdm_cli.evaluation.inception import inception_score, measure_inception, split_scores
 
 RNG = np.random.default_rng(0)
 CPU = torch.device("cpu")
 
 
-class Quick(C3D):
-    """In place of C3D: probabilities from the mean colour."""
-
-    def __init__(self) -> None:
-        torch.nn.Module.__init__(self)
-
-    def classify(self, frames: torch.Tensor) -> torch.Tensor:
-        colour = frames.double().mean(dim=(1, 2, 3))  # [b, 3]
-        return torch.softmax(colour / 10, dim=1)
-
-
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("conv3d_deepnetA_ucf.npz", "mean2.npz"):
-        (tmp_path / name).write_bytes(b"of no use")
-    monkeypatch.setenv("PVDM_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(inception, "load_c3d", lambda *files: Quick())
+    use_quick_classifier(monkeypatch, tmp_path)
 
 
 def test_it_counts_the_classes_that_are_told_apart() -> None:
