@@ -74,6 +74,11 @@ def folder() -> Path:
     return Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "pvdm"
 
 
+def has(weights: Weights) -> bool:
+    """Whether a file is there already."""
+    return (folder() / weights.file).is_file()
+
+
 def load(weights: Weights, *, needed_by: str, without: str) -> dict[str, Tensor]:
     """Load a file of outside weights, downloading it if it is not there.
 

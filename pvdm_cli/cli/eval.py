@@ -266,6 +266,9 @@ def reconstruction(
         typer.Option(min=0, max=0.999, help="Share held out; else that of the run, or 0.05."),
     ] = None,
     num: Annotated[int | None, typer.Option(min=1, help="Only the first N videos of it.")] = None,
+    worst: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Name the K videos of lowest PSNR.")
+    ] = 3,
     checkpoint: CheckpointOpt = None,
     device: DeviceOpt = "auto",
     as_json: JsonOpt = False,
@@ -274,8 +277,8 @@ def reconstruction(
 ) -> None:
     """Measure how well an autoencoder gives back the first clip of each video.
 
-    PSNR and SSIM, beside the PSNR of a still picture, and where the I3D is (`pvdm eval fvd --help`)
-    the distance of its features, rFVD.
+    PSNR and SSIM, beside the PSNR of a still picture; where the I3D is (`pvdm eval fvd --help`) the
+    distance of its features, rFVD; where the weights of the perceptual loss are, LPIPS.
 
     Examples:
         pvdm eval reconstruction runs/autoencoder --data videos
@@ -296,12 +299,11 @@ def reconstruction(
     )
     if as_json:
         clips = [clip._asdict() for clip in result.clips]
-        means = {
-            name: getattr(result, name) for name in ("psnr", "psnr_mean_frame", "ssim", "differs")
-        }
+        names = ("psnr", "psnr_mean_frame", "ssim", "lpips", "differs")
+        means = {name: getattr(result, name) for name in names}
         render.print_json({**asdict(result), **means, "clips": clips})
     else:
-        eval_tables.show_reconstruction(result)
+        eval_tables.show_reconstruction(result, worst)
     if result.skipped:
         raise typer.Exit(SOME_SKIPPED)
 

@@ -137,12 +137,13 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, markd
     typer.echo("")
 
 
-def show_reconstruction(result: "ReconstructionResult") -> None:
+def show_reconstruction(result: "ReconstructionResult", worst: int) -> None:
     """Print means over clips."""
     rows = [
         ("PSNR", f"{result.psnr:.2f} dB"),
         ("of a still picture", f"{result.psnr_mean_frame:.2f} dB"),
         ("SSIM", "-" if result.ssim is None else f"{result.ssim:.4f}"),
+        ("LPIPS", "-" if result.lpips is None else f"{result.lpips:.4f}"),
         ("rFVD", "-" if result.rfvd is None else f"{result.rfvd:.2f}"),
         ("clips", f"{len(result.clips):,}: first window of each video, {_split(result)}"),
         ("model", result.model),
@@ -152,6 +153,8 @@ def show_reconstruction(result: "ReconstructionResult") -> None:
     if "detector" in used:
         rows.append(("detector", f"{used['detector']}, sha256 {used['detector_sha256'][:16]}"))
     render.print_columns(rows)
+    for clip in result.worst(worst):
+        typer.echo(f"worst: {clip.psnr:.2f} dB, still {clip.psnr_mean_frame:.2f} dB: {clip.video}")
     if "missing" in used:
         typer.echo(_wrapped(f"no rFVD: {used['missing']}"))
     _show_differences(result.differs)

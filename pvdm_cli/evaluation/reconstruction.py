@@ -23,6 +23,7 @@ from pvdm_cli.evaluation.fvd import PUBLISHED_VIDEOS
 from pvdm_cli.evaluation.i3d import FEWEST_FRAMES, NUM_FEATURES
 from pvdm_cli.evaluation.ssim import WINDOW, ssim
 from pvdm_cli.model import Model
+from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.video.pixels import psnr, to_float, to_uint8
 
@@ -69,12 +70,14 @@ class Reconstructed(NamedTuple):
         psnr: In dB, of pixels as the network gives them; the `val_psnr` of training.
         psnr_mean_frame: What repeating the clip's mean frame would reach.
         ssim: Mean over frames as they would be written; None below 11 pixels a side.
+        lpips: Mean over frames; None where its weights are not.
     """
 
     video: str
     psnr: float
     psnr_mean_frame: float
     ssim: float | None
+    lpips: float | None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,16 @@ class ReconstructionResult:
         return fmean(known) if known else None
 
     @property
+    def lpips(self) -> float | None:
+        """Mean over clips, lower is better; None where its weights are not."""
+        known = [clip.lpips for clip in self.clips if clip.lpips is not None]
+        return fmean(known) if known else None
+
+    def worst(self, count: int) -> list[Reconstructed]:
+        """The clips of lowest PSNR, the worst first."""
+        return sorted(self.clips, key=lambda clip: clip.psnr)[:count]
+
+    @property
     def differs(self) -> list[str]:
         """Why rfvd may not be compared with published figures."""
         count = len(self.clips)
@@ -149,13 +162,14 @@ def measure_reconstruction(
     detector = None
     if weights.has_i3d() and frames >= FEWEST_FRAMES:
         detector = Detector.load(model.device, needed_by="rFVD")
+    compare = _Compare(_perceptual(model))
     real, fake = Statistics(NUM_FEATURES), Statistics(NUM_FEATURES)
     found: list[Reconstructed] = []
     reporter.start("reconstructing", len(clips), "clip")
     for originals, x, y in _pairs(model, clips):
         again = to_uint8(y.cpu())
         names = [usable.source.name for usable in clips.videos[len(found) :]]
-        found += _compare(names[: len(x)], x, y, originals, again)
+        found += compare(names[: len(x)], x, y, originals, again)
         if detector is not None:
             real.add(detector.features(originals))
             fake.add(detector.features(again))
@@ -211,17 +225,46 @@ def _pairs(model: Model, clips: Clips) -> Iterator[tuple[Tensor, Tensor, Tensor]
             yield frames, x, model.autoencoder(x)
 
 
-def _compare(
-    names: Sequence[str], x: Tensor, y: Tensor, originals: Tensor, again: Tensor
-) -> list[Reconstructed]:
-    """Compare a batch with its reconstructions."""
-    still = x.mean(2, keepdim=True).expand_as(x)
-    figures = zip(names, psnr(y, x).tolist(), psnr(still, x).tolist(), strict=True)
-    small = min(originals.shape[2:4]) < WINDOW
-    return [
-        Reconstructed(*figure, None if small else float(ssim(originals[i], again[i]).mean()))
-        for i, figure in enumerate(figures)
-    ]
+def _perceptual(model: Model) -> LPIPS | None:
+    """Make LPIPS where both files of its weights are; nothing is downloaded for a score."""
+    if not (weights.has(weights.VGG16) and weights.has(weights.LPIPS_VGG)):
+        return None
+    asked, network = {"needed_by": "LPIPS", "without": "moving the file away"}, LPIPS()
+    network.load_published(
+        weights.load(weights.VGG16, **asked), weights.load(weights.LPIPS_VGG, **asked)
+    )
+    return network.to(model.device)
+
+
+@dataclass(frozen=True)
+class _Compare:
+    """Compares clips with their reconstructions."""
+
+    lpips: LPIPS | None
+
+    def __call__(
+        self, names: Sequence[str], x: Tensor, y: Tensor, originals: Tensor, again: Tensor
+    ) -> list[Reconstructed]:
+        """Compare a batch: pixels x, y [b, 3, s, H, W] and frames uint8 [b, s, H, W, 3]."""
+        still = x.mean(2, keepdim=True).expand_as(x)
+        figures = zip(names, psnr(y, x).tolist(), psnr(still, x).tolist(), strict=True)
+        small = min(originals.shape[2:4]) < WINDOW
+        return [
+            Reconstructed(
+                *figure,
+                None if small else float(ssim(originals[i], again[i]).mean()),
+                self._perceived(x[i], y[i]),
+            )
+            for i, figure in enumerate(figures)
+        ]
+
+    def _perceived(self, x: Tensor, y: Tensor) -> float | None:
+        """Mean LPIPS over the frames of one clip [3, s, H, W]."""
+        if self.lpips is None:
+            return None
+        frames = zip(x.movedim(1, 0).split(BATCH), y.movedim(1, 0).split(BATCH), strict=True)
+        with torch.no_grad():
+            return float(torch.cat([self.lpips(a, b) for a, b in frames]).mean())
 
 
 def _protocol(detector: Detector | None, frames: int) -> dict[str, Any]:

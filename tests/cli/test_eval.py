@@ -247,3 +247,12 @@ def test_options_that_do_not_go_together_are_refused(
     refusal: Refusal, tmp_path: Path, words: list[str], said: str
 ) -> None:
     assert said in refusal("eval", "fvd", "--real", tmp_path, *words)
+
+
+def test_the_worst_videos_are_named(pvdm: Any, model: Path, tmp_path: Path) -> None:
+    videos = write_noise(tmp_path / "videos", 4, 4, 4, suffix="mp4")
+    words = ["eval", "reconstruction", model, "--data", videos, "--split", "all", "-q"]
+    clips = json.loads(pvdm(*words, "--json").out)["clips"]
+    order = [clip["video"] for clip in sorted(clips, key=lambda clip: clip["psnr"])]
+    shown = pvdm(*words, "--worst", 2).out
+    assert [line.split()[-1] for line in shown.splitlines() if line.startswith("worst:")] == order[:2]
