@@ -292,6 +292,13 @@ class TrainingConfig(Section):
         0, ge=0, description="validations in a row without a better figure that end a run; 0: never"
     )
     sample_every: int = Field(0, ge=0, description="0 draws samples only at the end")
+    score_every: int = Field(
+        0,
+        ge=0,
+        description="second stage: steps between two FVD of a few drawn videos; needs the I3D; 0: "
+        "never",
+    )
+    score_videos: int = Field(16, ge=2, description="how few")
     checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
     keep_every: int = Field(0, ge=0, description="keep every checkpoint of a multiple of this step")
@@ -427,6 +434,8 @@ class RunConfig(ModelConfig):
             raise ValueError(
                 "training.judge belongs to stage: autoencoder; the second stage goes by val_loss"
             )
+        if self.stage == "autoencoder" and self.training.score_every:
+            raise ValueError("training.score_every belongs to stage: diffusion; leave it out")
         if self.stage == "autoencoder" and not self.data.cache:
             raise ValueError("data.cache=off belongs to stage: diffusion; leave it out")
         if self.stage == "diffusion" and self.data.flip and self.data.cache:

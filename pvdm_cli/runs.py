@@ -25,6 +25,7 @@ from pvdm_cli.model import Model, list_checkpoints, load_model, refuse_misfit
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.perceptual import LPIPS
+from pvdm_cli.monitor import FewVideos
 from pvdm_cli.progress import Reporter
 from pvdm_cli.rollout import Sampling, Steps, rollout
 from pvdm_cli.runtime import generator, resolve_device, resolve_precision
@@ -41,6 +42,7 @@ HARMLESS = {
     f"training.{key}"
     for key in (
         *("log_every", "validate_every", "sample_every", "checkpoint_every"),
+        *("score_every", "score_videos"),
         *("keep_last", "keep_every", "activation_checkpointing", "tensorboard"),
         *("clips_per_step", "compile"),
     )
@@ -317,7 +319,8 @@ def _diffusion_stage(
         frames = to_uint8(torch.cat(clips, dim=2).cpu()).numpy()
         write_video(path.with_suffix(".mp4"), grid(list(frames)), model.fps or 8)
 
-    return DiffusionStage(config, network.to(device), encoder.autoencoder, cache, show)
+    few = FewVideos(config, cache, device) if config.training.score_every else None
+    return DiffusionStage(config, network.to(device), encoder.autoencoder, cache, show, few)
 
 
 @contextmanager

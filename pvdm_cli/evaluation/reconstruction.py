@@ -40,19 +40,33 @@ class FeatureDistance:
         self._real: Statistics | None = None
 
     @classmethod
-    def load(cls, device: torch.device, frames: int) -> "FeatureDistance":
+    def load(
+        cls,
+        device: torch.device,
+        frames: int,
+        *,
+        key: str = "training.judge",
+        on: object = "rfvd",
+        off: object = "psnr",
+    ) -> "FeatureDistance":
         """Find the detector for clips of so many frames.
+
+        Args:
+            device: Where it runs.
+            frames: Of a clip.
+            key: What in the configuration asks for it ...
+            on: ... by which value ...
+            off: ... and which does without.
 
         Raises:
             PvdmError: If there is none, or the clips are too short for it.
         """
-        without = "training.judge=psnr"
+        without, asks = f"{key}={off}", f"{key}={on}"
         if frames < FEWEST_FRAMES:
             raise ConfigError(
-                f"training.judge=rfvd needs clips of {FEWEST_FRAMES} frames or more, not {frames}; "
-                f"use {without}"
+                f"{asks} needs clips of {FEWEST_FRAMES} frames or more, not {frames}; use {without}"
             )
-        return cls(Detector.load(device, needed_by="training.judge=rfvd", without=without))
+        return cls(Detector.load(device, needed_by=asks, without=without))
 
     def __call__(self, originals: Tensor, again: Tensor) -> float:
         """Compare clips uint8 [b, s, H, W, 3], the same at every call, with reconstructions."""

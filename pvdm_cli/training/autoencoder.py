@@ -197,6 +197,10 @@ class AutoencoderStage:
         weights = self.config.loss
         return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
 
+    def score(self, network: nn.Module) -> dict[str, float]:
+        """Nothing is drawn in this stage."""
+        return {}
+
     def model(self, network: nn.Module) -> Model:
         """Wrap the autoencoder alone."""
         assert isinstance(network, Autoencoder)

@@ -255,4 +255,6 @@ def test_the_worst_videos_are_named(pvdm: Any, model: Path, tmp_path: Path) -> N
     clips = json.loads(pvdm(*words, "--json").out)["clips"]
     order = [clip["video"] for clip in sorted(clips, key=lambda clip: clip["psnr"])]
     shown = pvdm(*words, "--worst", 2).out
-    assert [line.split()[-1] for line in shown.splitlines() if line.startswith("worst:")] == order[:2]
+    assert [line.split()[-1] for line in shown.splitlines() if line.startswith("worst:")] == order[
+        :2
+    ]

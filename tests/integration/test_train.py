@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scoring import use_quick_detector
 from training_runs import Heard, Place, contents, difference, metrics, series, stop_after
 
 from pvdm_cli import api
@@ -21,6 +22,7 @@ from pvdm_cli.data.clips import Clips
 from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import DataError
+from pvdm_cli.evaluation import reconstruction
 from pvdm_cli.model import list_checkpoints, load_model, save_model
 from pvdm_cli.video.pixels import psnr, to_float
 from pvdm_cli.video.read import probe
@@ -236,6 +238,26 @@ def test_the_first_stage_can_go_by_rfvd(
     assert len(figures) in (best + 2, 9)  # patience counts from there
     chosen = api.eval_reconstruction(run, place.videos, checkpoint="best", num=2, device="cpu")
     assert chosen.rfvd == pytest.approx(figures[best], rel=1e-3)
+
+
+def test_a_few_drawn_videos_are_scored_on_the_way(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_quick_detector(monkeypatch, tmp_path)
+    monkeypatch.setattr(reconstruction, "FEWEST_FRAMES", 8)
+    every = ("training.score_every=4", "training.score_videos=5", "training.steps=8")
+    heard = Heard()
+    place.train("diffusion", tmp_path / "run", *every, reporter=heard)
+    scores = series(tmp_path / "run", "fvd_of_5")
+    assert len(scores) == 2
+    assert scores[0] != scores[1]
+    assert len([line for line in heard.lines if "a trend at most" in line]) == 2
+    place.train("diffusion", tmp_path / "again", "training.steps=8")
+    without, scored = (
+        [line["loss"] for line in metrics(tmp_path / name) if "loss" in line]
+        for name in ("again", "run")
+    )
+    assert without == scored  # looking changes nothing
 
 
 def test_a_run_that_no_longer_gets_better_ends_and_stays_ended(

@@ -71,6 +71,7 @@ def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
     [
         ("autoencoder", ["data.cache=off"], {}, "data.cache=off belongs to stage: diffusion"),
         ("diffusion", ["loss.l1=1"], {}, "loss belongs to stage: autoencoder"),
+        ("autoencoder", ["training.score_every=1"], {}, "score_every belongs to stage: diffusion"),
         ("diffusion", ["training.judge=rfvd"], {}, "the second stage goes by val_loss"),
         ("diffusion", ["adversarial.generator_weight=1"], {}, "adversarial belongs to stage: auto"),
         ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
