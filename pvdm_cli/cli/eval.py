@@ -97,6 +97,10 @@ def fvd(
     real_order: Annotated[
         RealOrder, typer.Option(help="Which real videos come first, where there are more.")
     ] = RealOrder.shuffled,
+    real_jpeg: Annotated[
+        bool,
+        typer.Option("--real-jpeg", help="Store real frames as jpeg first, as StyleGAN-V does."),
+    ] = False,
     repeats: Annotated[
         int, typer.Option(metavar="R", help="Score R times, real clips drawn anew.")
     ] = 1,
@@ -170,6 +174,7 @@ def fvd(
         "fake_start": fake_start,
         "real_clips": real_clips.value,
         "real_order": real_order.value,
+        "real_jpeg": real_jpeg,
         "protocol": protocol.value,
         "size": pixels,
         "num": num,

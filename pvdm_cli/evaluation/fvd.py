@@ -70,6 +70,7 @@ class FvdRequest:
         fake_start: Frame of each fake video at which its clip begins.
         real_clips: One random clip of each real video, or all that touch.
         real_order: Which real videos come first where there are more than num.
+        real_jpeg: Store real frames as jpeg of quality 95 first, as StyleGAN-V's data sets do.
         protocol: stylegan-v | pvdm.
         num: Most clips of either side.
         size: Height and width to compare at; None: those of the fake videos.
@@ -87,6 +88,7 @@ class FvdRequest:
     fake_start: int = 0
     real_clips: Literal["one", "all"] = "one"
     real_order: Literal["shuffled", "sorted"] = "shuffled"
+    real_jpeg: bool = False
     protocol: Literal["stylegan-v", "pvdm"] = "stylegan-v"
     num: int = PUBLISHED_VIDEOS
     size: Size | None = None
@@ -229,6 +231,7 @@ class _Scene:
             self.protocol.geometry(self.size),
             request.num,
             seed,
+            jpeg=request.real_jpeg,
             variant=variant,
         )
         what = "real clips" if variant == "as is" else f"{variant} real clips"
@@ -298,6 +301,7 @@ def describe_protocol(
         "fake_start": request.fake_start,
         "real_clips": request.real_clips,
         "real_order": request.real_order,
+        "real_jpeg": request.real_jpeg,
         "num": request.num,
         "height": size[0],
         "width": size[1],

@@ -8,14 +8,19 @@ Axes: s frames of a clip, H x W pixels.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from pvdm_cli.errors import DataError, VideoError
 from pvdm_cli.evaluation.footage import Footage, Frames
 from pvdm_cli.video.resize import Geometry
+
+JPEG_QUALITY = 95
 
 Rule = Literal["start", "one", "all"]  # at a given frame; a random one; all that touch
 Variant = Literal["as is", "still", "shuffled"]
@@ -72,6 +77,18 @@ VARIANTS: dict[Variant, Callable[[Frames, np.random.Generator], Frames]] = {
 }
 
 
+def through_jpeg(clip: Frames) -> Frames:
+    """Store each frame as jpeg of quality 95 and read it again, as StyleGAN-V's data sets do."""
+    return np.stack([_jpeg(frame) for frame in clip])
+
+
+def _jpeg(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Store one frame and read it again."""
+    stored = BytesIO()
+    Image.fromarray(frame).save(stored, format="jpeg", quality=JPEG_QUALITY)
+    return np.asarray(Image.open(stored))
+
+
 @dataclass
 class Reel:
     """The clips of one side of a comparison, read one by one.
@@ -83,6 +100,7 @@ class Reel:
         most: End after so many clips.
         seed: Of the random windows: that of video i depends on (seed, i) alone.
         same_size: Leave out videos of another size instead of resizing them.
+        jpeg: Store frames as jpeg in between.
         variant: What is done to each clip.
         skipped: Names of videos that gave no clip, with the reason.
         resized: Videos that had another size.
@@ -96,6 +114,7 @@ class Reel:
     most: int
     seed: int = 0
     same_size: bool = False
+    jpeg: bool = False
     variant: Variant = "as is"
     skipped: dict[str, str] = field(default_factory=dict)
     resized: int = 0
@@ -135,7 +154,8 @@ class Reel:
             raise VideoError(f"only {num_frames} frames, a clip needs {window.span}{first}")
         self.resized += not fits
         for start in starts:
-            yield video.clip(self.geometry, start=start, count=window.frames, stride=window.stride)
+            clip = video.clip(self.geometry, start=start, count=window.frames, stride=window.stride)
+            yield through_jpeg(clip) if self.jpeg else clip
 
     def describe(self) -> dict[str, Any]:
         """Everything its clips depend on: equal descriptions give equal clips."""
@@ -146,6 +166,7 @@ class Reel:
             "most": self.most,
             "seed": self.seed,
             "same_size": self.same_size,
+            "jpeg": self.jpeg,
             "variant": self.variant,
         }
 

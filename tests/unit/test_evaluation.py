@@ -98,6 +98,16 @@ def test_an_order_is_a_permutation_that_the_seed_decides(tmp_path: Path) -> None
     assert shuffled(videos, 0) != shuffled(videos, 1)
 
 
+def test_real_frames_can_take_the_way_through_jpeg(tmp_path: Path) -> None:
+    videos = find_footage(write_noise(tmp_path / "videos", 9))
+    plain, stored = (
+        next(iter(Reel(videos, Window(9), Geometry(16, 24), 1, jpeg=jpeg)))
+        for jpeg in (False, True)
+    )
+    assert plain.shape == stored.shape
+    assert 0 < np.abs(plain.astype(int) - stored).mean() < 20
+
+
 def test_at_most_so_many_clips_are_read(tmp_path: Path) -> None:
     videos = find_footage(write_noise(tmp_path / "videos", 40, 40, 40))
     reel = Reel(videos, Window(9, 1, "all"), Geometry(16, 24), 6)
