@@ -53,9 +53,10 @@ def _spread(result: "FvdResult") -> list[tuple[str, str]]:
     rows += [(f"FVD of {count:,}", f"{score:.2f}") for count, score in result.counts.items()]
     if result.extrapolated is not None:
         rows.append(("of infinitely many", f"{result.extrapolated:.2f} (line through 1/n)"))
-    names = {"real_halves": "half of the real", "still": "stills", "shuffled": "shuffled frames"}
+    names = {"real_halves": "real halves", "still": "stills", "shuffled": "shuffled frames"}
     for name, score in result.yardsticks.items():
-        rows.append((names[name], "-" if score is None else f"{score:.2f} from the real clips"))
+        apart = "each other" if name == "real_halves" else "the real clips"
+        rows.append((names[name], NONE if score is None else f"{score:.2f} from {apart}"))
     return rows
 
 
@@ -93,12 +94,14 @@ def _show_source(rows: int, table: str, dataset: str | None) -> None:
 def _title(name: str) -> str:
     """Head of a column."""
     span, _, every = name.replace("f", "").partition("_subsample")
-    return f"FVD, {span} frames" + (f", every {every}th" if every else "")
+    return f"FVD {span}" + (f" / {every}" if every else "")
 
 
 def _figure(value: float | None) -> str:
-    """Show a published figure."""
-    return NONE if value is None else f"{value:g}"
+    """Show a published figure with the digits of the paper."""
+    if value is None:
+        return NONE
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}"
 
 
 def show_inception(result: "InceptionResult", *, markdown: bool) -> None:
@@ -176,7 +179,7 @@ def _show_differences(differs: Iterable[str]) -> None:
 def _show_skipped(skipped: Mapping[str, str], what: str) -> None:
     """Name some videos that were left out."""
     if skipped:
-        typer.echo(f"{len(skipped)} {what} left out:", err=True)
+        typer.echo(f"left out of the {what}: {len(skipped)}", err=True)
     for name, reason in list(skipped.items())[:NAMED]:
         typer.echo(f"  {name}: {reason}", err=True)
     if len(skipped) > NAMED:

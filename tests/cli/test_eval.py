@@ -92,7 +92,7 @@ def test_what_gives_no_clip_is_named_counted_and_the_exit_code_says_so(
     assert "no array named frames" in told["fake"]["skipped"]["other.npz"]
     assert (told["real"]["clips"], told["fake"]["clips"]) == (2, 3)
     shown = pvdm("eval", "fvd", "--real", real, "--fake", fake, "-q")
-    assert "2 real videos left out:" in shown.err
+    assert "left out of the real videos: 2" in shown.err
     sized = scored(pvdm, "--real", real, "--fake", fake, "--size", "16x24")
     assert sized["fake"]["resized"] == 1
     assert sized["fake"]["clips"] == 4
@@ -197,7 +197,7 @@ def test_a_model_is_drawn_from_scored_and_set_below_the_published_rows(
     result = pvdm("eval", "fvd", *words, "--device", "cpu")
     assert result.code == 0, result.err
     lines = result.out.splitlines()
-    heads = "FVD, 16 frames", "FVD, 128 frames", "FVD, 128 frames, every 8th"
+    heads = "FVD 16", "FVD 128", "FVD 128 / 8"
     assert all(head in lines[0] + lines[1] for head in heads)
     assert next(line for line in lines if "400/400" in line).split()[-3:] == ["55.41", "125.2", "-"]
     assert next(line for line in lines if "ours" in line).count("*") == 3
@@ -214,7 +214,7 @@ def test_a_model_is_drawn_from_scored_and_set_below_the_published_rows(
     assert set(again["columns"]) == {"16f", "128f", "128f_subsample8f"}
     assert len((out / "metric-fvd2_128f.jsonl").read_text().splitlines()) == 2
     table = pvdm("eval", "fvd", *words, "--device", "cpu", "--markdown").out
-    assert table.startswith("| method | FVD, 16 frames |")
+    assert table.startswith("| method | FVD 16 | FVD 128 | FVD 128 / 8 |")
     ucf = pvdm("eval", "fvd", *words, "--device", "cpu", "--dataset", "ucf101").out
     assert "343.6" in ucf
 
