@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pvdm_cli.evaluation.reconstruction import ReconstructionResult
 
 NAMED = 5  # videos left out that are named; --json names all
+LONGEST = 24  # characters of a name in a table
 NONE = "-"
 MARK = "*"  # of a score that may not be compared with the rows above it
 
@@ -68,7 +69,7 @@ def show_comparison(result: "Comparison", *, markdown: bool) -> None:
         for method, figures in result.published
     ]
     ours = [f"{score.fvd:.2f}{MARK if score.differs else ''}" for score in result.columns.values()]
-    rows.append([f"ours: {result.model}, {result.steps} steps", *ours])
+    rows.append([f"ours: {_cut(result.model)}, {result.steps} steps", *ours])
     _print_table(["method", *(_title(name) for name in names)], rows, markdown=markdown)
     _show_source(len(result.published), "table 1", result.dataset)
     reasons = {reason for score in result.columns.values() for reason in score.differs}
@@ -97,6 +98,11 @@ def _title(name: str) -> str:
     return f"FVD {span}" + (f" / {every}" if every else "")
 
 
+def _cut(name: str) -> str:
+    """Cut a long name from the left, so that the table fits the terminal."""
+    return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]
+
+
 def _figure(value: float | None) -> str:
     """Show a published figure with the digits of the paper."""
     if value is None:
@@ -115,7 +121,7 @@ def show_inception(result: "InceptionResult", *, markdown: bool) -> None:
     used = result.protocol
     rows.append(
         [
-            f"ours: {result.fake}",
+            f"ours: {_cut(str(result.fake))}",
             f"{result.mean:.2f} ± {result.std:.2f}{MARK * bool(result.differs)}",
         ]
     )
