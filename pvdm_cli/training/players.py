@@ -121,7 +121,8 @@ def accumulate(player: Player, batches: Iterator[Any], config: RunConfig) -> dic
     totals: dict[str, Tensor] = {}
     for _ in range(settings.accumulation):
         batch = next(batches)
-        with autocast(device, precision):
+        keep_weights = settings.activation_checkpointing != "block"
+        with autocast(device, precision, keep_weights=keep_weights):
             terms = player.losses(batch)
         player.scaler.scale(terms["loss"] / settings.accumulation).backward()
         for name, value in terms.items():
