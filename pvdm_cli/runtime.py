@@ -78,11 +78,21 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Lower the precision of matrix products to bf16 or fp16; nothing for fp32."""
+def autocast(
+    device: torch.device, precision: str, *, keep_weights: bool = True
+) -> AbstractContextManager[object]:
+    """Lower the precision of matrix products to bf16 or fp16; nothing for fp32.
+
+    Args:
+        device: Where the work is done.
+        precision: fp32 | bf16 | fp16.
+        keep_weights: Keep the rounded copy of each weight until the end. Where activations are
+            computed again block by block these copies are most of what is kept.
+    """
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, cache_enabled=keep_weights)
 
 
 @lru_cache(maxsize=8)

@@ -108,10 +108,13 @@ def make_players(stage: Stage[Any], config: RunConfig) -> list[Player]:
 
 
 def compile_network(network: nn.Module) -> None:
-    """Let torch.compile each part that a stage calls; names of weights stay as they are."""
-    parts = [network]
-    if isinstance(network, Autoencoder):  # called by its halves
-        parts = [network.encoder, *network.projections.values(), network.decoder]
+    """Hand a network to torch.compile; names of weights stay as they are.
+
+    The autoencoder is compiled by block: its blocks are alike, so that one is compiled for all.
+    """
+    parts: list[nn.Module] = [network]
+    if isinstance(network, Autoencoder):
+        parts = [part for part in network.modules() if getattr(part, "grain", "") == "block"]
     for part in parts:
         part.compile(dynamic=False)
 
@@ -124,7 +127,8 @@ def accumulate(player: Player, batches: Iterator[Any], config: RunConfig) -> dic
     totals: dict[str, Tensor] = {}
     for _ in range(settings.accumulation):
         batch = next(batches)
-        with autocast(device, precision):
+        keep_weights = settings.activation_checkpointing != "block"
+        with autocast(device, precision, keep_weights=keep_weights):
             terms = player.losses(batch)
         player.scaler.scale(terms["loss"] / settings.accumulation).backward()
         for name, value in terms.items():
