@@ -80,8 +80,12 @@ def fvd(
     frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
     frame_stride: Annotated[int, typer.Option(help="Take every so-manyth frame.")] = 1,
     fake_start: Annotated[
-        int, typer.Option(metavar="K", help="Score the clip at frame K of each fake video.")
-    ] = 0,
+        str,
+        typer.Option(
+            metavar="K[,K]",
+            help="Score the clip at frame K of each fake video; several: a row each.",
+        ),
+    ] = "0",
     real_clips: Annotated[
         RealClips,
         typer.Option(help="A random clip of each real video, or all that touch."),
@@ -153,25 +157,28 @@ def fvd(
 
     Examples:
         pvdm eval fvd --real videos --fake samples
-        pvdm eval fvd --real videos --fake samples --real-clips all --fake-start 112
+        pvdm eval fvd --real videos --fake samples --real-clips all --fake-start 0,16,32
         pvdm eval fvd --real videos --fake samples --frames 128 --protocol pvdm --json
         pvdm eval fvd --real videos --model runs/sky --steps 400/400 --dataset sky --out scored
     """
     if (fake is None) == (model is None):
         raise PvdmError("give the generated videos by --fake, or by --model what is to draw them")
-    if model is not None and (frames != 16 or frame_stride != 1 or save_features):
+    of_fake = frames != 16 or frame_stride != 1 or save_features or fake_start != "0"
+    if model is not None and of_fake:
         raise PvdmError(
-            "--model scores every published window: --frames, --frame-stride and --save-features "
-            "go with --fake"
+            "--model scores every published window: --frames, --frame-stride, --fake-start and "
+            "--save-features go with --fake"
         )
     if model is None and (checkpoint is not None or dataset or markdown):
         raise PvdmError("--checkpoint, --dataset and --markdown go with --model")
     pixels = None if size is None else _size(size)
-    numbers = [] if counts is None else _numbers(counts)
+    numbers = [] if counts is None else _numbers("--counts", counts)
+    first_start, *more_starts = _numbers("--fake-start", fake_start)
     from pvdm_cli import api  # torch loads here, not for --help
 
     scoring: dict[str, Any] = {
-        "fake_start": fake_start,
+        "fake_start": first_start,
+        "more_starts": more_starts,
         "real_clips": real_clips.value,
         "real_order": real_order.value,
         "real_jpeg": real_jpeg,
@@ -321,9 +328,9 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(option: str, text: str) -> list[int]:
     """Read "256,512"."""
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts):
-        raise PvdmError(f"--counts {text!r}: expected whole numbers, like 256,512,1024")
+        raise PvdmError(f"{option} {text!r}: expected whole numbers, like 16,32,48")
     return [int(part) for part in parts]

@@ -51,6 +51,7 @@ def _spread(result: "FvdResult") -> list[tuple[str, str]]:
         if len(scores) > 1:
             about = f"{fmean(scores):.2f} ± {stdev(scores):.2f} over {len(scores)}"
             rows.append((name, about))
+    rows += [(f"from frame {start}", f"{score:.2f}") for start, score in result.by_start.items()]
     rows += [(f"FVD of {count:,}", f"{score:.2f}") for count, score in result.counts.items()]
     if result.extrapolated is not None:
         rows.append(("of infinitely many", f"{result.extrapolated:.2f} (line through 1/n)"))

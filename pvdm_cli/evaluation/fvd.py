@@ -68,6 +68,7 @@ class FvdRequest:
         frames: Of a clip.
         frame_stride: Take every so-manyth frame.
         fake_start: Frame of each fake video at which its clip begins.
+        more_starts: Also score the clips that begin at these frames: how long videos drift.
         real_clips: One random clip of each real video, or all that touch.
         real_order: Which real videos come first where there are more than num.
         real_jpeg: Store real frames as jpeg of quality 95 first, as StyleGAN-V's data sets do.
@@ -86,6 +87,7 @@ class FvdRequest:
     frames: int = 16
     frame_stride: int = 1
     fake_start: int = 0
+    more_starts: Sequence[int] = ()
     real_clips: Literal["one", "all"] = "one"
     real_order: Literal["shuffled", "sorted"] = "shuffled"
     real_jpeg: bool = False
@@ -129,6 +131,7 @@ class FvdResult:
         protocol: Everything that it depends on beside the videos.
         differs: Why it may not be compared with published figures; empty if it may.
         repeats: Distances from real clips drawn anew, the first of them `fvd`.
+        by_start: Distances by the frame at which fake clips begin, where several were asked for.
         bootstrap: Distances of sets drawn with replacement.
         counts: Distances by number of clips.
         extrapolated: From counts, to infinitely many clips.
@@ -142,6 +145,7 @@ class FvdResult:
     protocol: dict[str, Any]
     differs: list[str] = field(default_factory=list)
     repeats: list[float] = field(default_factory=list)
+    by_start: dict[int, float] = field(default_factory=dict)
     bootstrap: list[float] = field(default_factory=list)
     counts: dict[int, float] = field(default_factory=dict)
     extrapolated: float | None = None
@@ -179,7 +183,7 @@ def measure_fvd(
     size = request.size or first_size(fakes, fake)
     scene = _Scene(request, protocol, size, detector, reporter, real, reals)
     fake_side, fake_features = gather(
-        scene.fake_reel(fakes), fake, detector, "fake clips", reporter
+        scene.fake_reel(fakes, request.fake_start), fake, detector, "fake clips", reporter
     )
     real_side, real_features = scene.real()
     score = spread.distance(real_features, fake_features, protocol.ddof)
@@ -194,6 +198,7 @@ def measure_fvd(
         protocol=describe_protocol(request, protocol, size, detector),
         differs=differences(request, size, detector, real_side, fake_side),
         repeats=scene.repeats(score, fake_features),
+        by_start=scene.by_start(fakes, score, fake, real_features),
         bootstrap=spread.bootstrap(*sides, repeats=request.bootstrap, seed=request.seed),
         counts=counts,
         extrapolated=spread.extrapolate(counts),
@@ -213,10 +218,10 @@ class _Scene:
     where: Path
     reals: list[Footage]
 
-    def fake_reel(self, fakes: list[Footage]) -> Reel:
-        """Clips of the fake videos."""
+    def fake_reel(self, fakes: list[Footage], start: int) -> Reel:
+        """Clips of the fake videos that begin at a frame."""
         request = self.request
-        window = Window(request.frames, request.frame_stride, "start", request.fake_start)
+        window = Window(request.frames, request.frame_stride, "start", start)
         geometry = self.protocol.geometry(self.size)
         return Reel(fakes, window, geometry, request.num, same_size=request.size is None)
 
@@ -243,6 +248,17 @@ class _Scene:
         seeds = range(self.request.seed + 1, self.request.seed + self.request.repeats)
         more = [spread.distance(self.real(seed)[1], fake, self.protocol.ddof) for seed in seeds]
         return [first, *more] if more else []
+
+    def by_start(
+        self, fakes: list[Footage], first: float, where: Path, real: Features
+    ) -> dict[int, float]:
+        """Scores of fake clips that begin elsewhere; none if no other start was asked for."""
+        found = {self.request.fake_start: first}
+        for start in self.request.more_starts:
+            reel, what = self.fake_reel(fakes, start), f"fake clips from frame {start}"
+            _, features = gather(reel, where, self.detector, what, self.reporter)
+            found[start] = spread.distance(real, features, self.protocol.ddof)
+        return found if self.request.more_starts else {}
 
     def yardsticks(self, real: Features) -> dict[str, float | None]:
         """What the same distance says of real clips: nothing wrong, no motion, motion jumbled."""

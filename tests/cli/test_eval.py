@@ -109,6 +109,8 @@ def test_each_clip_of_a_long_video_is_scored_by_its_first_frame(pvdm: Any, tmp_p
         write_video(fake / f"{i}.npz", frames, 8)
     near = scored(pvdm, "--real", real, "--fake", fake)
     far = scored(pvdm, "--real", real, "--fake", fake, "--fake-start", 16)
+    row = scored(pvdm, "--real", real, "--fake", fake, "--fake-start", "0,16")
+    assert row["by_start"] == {"0": near["fvd"], "16": far["fvd"]}
     assert near["fvd"] < 1e-6
     assert far["fvd"] > 1e-3
 
@@ -150,7 +152,7 @@ def test_without_the_detector_one_sentence_says_what_to_get_and_where_to_put_it(
     [
         (["--frames", "8"], "--frames 8: expected 9 or more"),
         (["--num", "1"], "--num 1: expected 2 or more"),
-        (["--fake-start", "-1"], "--fake-start -1: expected 0 or more"),
+        (["--fake-start", "-1"], "--fake-start '-1': expected whole numbers"),
         (["--size", "big"], "--size 'big': expected a side"),
         (["--size", "0x4"], "--size '0x4': expected a side"),
         (["--fake-start", "10"], "0 clips found, a distance needs 2 or more; left out 0.npz"),
