@@ -216,6 +216,7 @@ def _size_facts(config: ModelConfig) -> Facts:
         "latent": f"[{latent.c}, {latent.flat}] = {latent.c} x ({latent.h}x{latent.w} + "
         f"{latent.s}x{latent.w} + {latent.s}x{latent.h})",
         "denoiser": config.denoiser.base_channels if config.denoiser else None,
+        "classes": list(config.classes) or None,
         "objective": config.diffusion.objective if config.diffusion else None,
         "overlap": config.diffusion.overlap if config.diffusion else None,
     }

@@ -17,6 +17,7 @@ from pvdm_cli.data.cache import ClipRows
 from pvdm_cli.data.cache_format import Manifest, VideoRow
 from pvdm_cli.data.cache_shard import plane_moments
 from pvdm_cli.data.clips import Clips
+from pvdm_cli.data.labels import folder_class
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float16]]  # [k, s, H, W, 3] -> [k, c, n]
 SAMPLE = 256  # windows that mean and standard deviation are taken from
@@ -36,14 +37,23 @@ class LiveLatents(ClipRows):
         self, path: Path, clips: Clips, encode: Encode, shape: LatentShape, *, fingerprint: str
     ) -> None:
         self.path, self._clips, self._encode = path, clips, encode
+        found = [folder_class(usable.source.name) for usable in clips.videos]
+        names = sorted({name for name in found if name is not None})
         self.videos = [
-            VideoRow(number, usable.source.name, size=0, mtime=0, frames=usable.num_frames)
-            for number, usable in enumerate(clips.videos)
+            VideoRow(
+                number,
+                usable.source.name,
+                size=0,
+                mtime=0,
+                frames=usable.num_frames,
+                label=-1 if name is None else names.index(name),
+            )
+            for number, (usable, name) in enumerate(zip(clips.videos, found, strict=True))
         ]
         stride = clips.clip.frame_stride
         rows = [
-            (number, start * stride, -1)
-            for number, usable in enumerate(clips.videos)
+            (video.video, start * stride, video.label)
+            for video, usable in zip(self.videos, clips.videos, strict=True)
             for start in range(usable.num_frames - clips.clip.frames + 1)
         ]
         self.index = torch.tensor(rows, dtype=torch.int64)
@@ -61,6 +71,7 @@ class LiveLatents(ClipRows):
             std=std.tolist(),
             videos=len(self.videos),
             clips=len(rows),
+            labels=tuple(names),
         )
 
     def read(self, rows: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float16) -> Tensor:
