@@ -1,6 +1,6 @@
 """One training run: its folder, the stage its configuration asks for, what it shows on the way."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -286,9 +286,9 @@ def _diffusion_stage(
         if before.denoiser is None:
             raise ModelError(f"init={config.init}: holds no denoiser to start from")
         _refuse_other_classes(before, config)
-        # Weights that know no classes can learn some: their embedding starts anew.
-        names = [] if before.config.classes else ["class_embedding.weight"]
-        _take_over(network, before.denoiser, config.init, names)
+        # Weights that know no classes can learn some: the embedding alone starts anew.
+        anew = () if before.config.classes else ("class_embedding.",)
+        _take_over(network, before.denoiser, config.init, anew)
 
     assert config.diffusion is not None
     steps = min(SHOWN_STEPS, config.diffusion.num_timesteps)
@@ -327,13 +327,15 @@ def _refuse_other_classes(before: Model, config: RunConfig) -> None:
         )
 
 
-def _take_over(network: nn.Module, source: nn.Module, name: str, anew: Sequence[str] = ()) -> None:
-    """Start from given weights; those named in `anew` may stay as they are.
+def _take_over(
+    network: nn.Module, source: nn.Module, name: str, anew: tuple[str, ...] = ()
+) -> None:
+    """Start from given weights; those whose names start as in `anew` stay as they are.
 
     Raises:
         ModelError: If they are of another shape than the configuration's network.
     """
-    own = network.state_dict()
-    weights = {key: own[key] for key in anew if key in own} | source.state_dict()
+    own = {key: value for key, value in network.state_dict().items() if key.startswith(anew)}
+    weights = own | source.state_dict()
     refuse_misfit(network, weights, where=f"init={name}")
     network.load_state_dict(weights)

@@ -189,19 +189,23 @@ class Block(nn.Module):
         return grid if self.second is None else self.second(grid, films)
 
 
-class ClassEmbedding(nn.Embedding):
-    """A vector for each class, and one for the null class, in the last row (Ho and Salimans 2022).
+class ClassEmbedding(nn.Module):
+    """A vector for each class and one for the null class, the last row (Ho and Salimans 2022).
 
-    Starts small, as in DiT: at first the network treats all classes almost the same.
+    Random codes, as in guided-diffusion, are read through a map that starts as zero. So the network
+    starts as one without classes, which may be a trained one, and yet soon tells them apart: with
+    small vectors instead (standard deviation 0.02, as in DiT) it did not after 150 steps, where
+    these took 60.
     """
 
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__(num_classes + 1, width)
-        nn.init.normal_(self.weight, std=0.02)
+    def __init__(self, num_classes: int, code: int, width: int) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(num_classes + 1, code)
+        self.map = zeroed(nn.Linear(code, width, bias=False))
 
     def forward(self, label: Tensor) -> Tensor:
         """Embed labels int64 [b] as [b, width]; NULL_CLASS counts from the end."""
-        return super().forward(label % self.num_embeddings)
+        return self.map(self.codes(label % self.codes.num_embeddings))
 
 
 class Denoiser(nn.Module):
@@ -258,7 +262,7 @@ class Denoiser(nn.Module):
         self.film = nn.Linear(4 * base, sum(self.film_sizes))
         # Last, so that the other weights are those a seed gives without classes.
         classes = len(config.classes)
-        self.class_embedding = ClassEmbedding(classes, 4 * base) if classes else None
+        self.class_embedding = ClassEmbedding(classes, base, 4 * base) if classes else None
 
     def normalise(self, z: Tensor) -> Tensor:
         """Bring latents [b, c, n] of the autoencoder to the scale this network works in."""
