@@ -16,7 +16,7 @@ from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import read_manifest
 from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
-from pvdm_cli.data.labels import FOLDERS, label_videos
+from pvdm_cli.data.labels import folder_classes
 from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
@@ -125,14 +125,16 @@ def with_classes(config: RunConfig, data: Path | None, cache: Path | None) -> Ru
         return config
     if cache is not None:
         names = read_manifest(cache).labels
+        lacking = (
+            f"cache {cache} has no classes: give it some by `pvdm encode VIDEOS --labels folders "
+            f"--out {cache}`; clips are not encoded again"
+        )
     else:
         assert data is not None
-        names = label_videos(find_videos(data), FOLDERS).names
+        names = folder_classes(source.name for source in find_videos(data))
+        lacking = f"no video below {data} lies in a folder of its class; move them there"
     if not names:
-        raise DataError(
-            f"data.labels=true, but cache {cache} has no classes: give it some by `pvdm encode "
-            f"VIDEOS --labels folders --out {cache}`; clips are not encoded again"
-        )
+        raise DataError(f"data.labels=true, but {lacking}")
     assert config.denoiser is not None
     denoiser = config.denoiser.model_copy(update={"classes": names})
     return config.model_copy(update={"denoiser": denoiser})

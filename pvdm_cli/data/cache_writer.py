@@ -144,6 +144,7 @@ class CacheWriter:
                 has classes and none are given.
         """
         labels = self._labels(classes)
+        ids: dict[str | None, int] = {name: label for label, name in enumerate(labels)}
         known = {row.path: row for row in self._held.videos.values()}
         if known and not any(source.path in known for source in sources):
             raise DataError(
@@ -160,8 +161,7 @@ class CacheWriter:
         for source in sources:
             row = kept.get(source.path) or VideoRow(number, *source)
             number += source.path not in kept
-            name = (class_of or {}).get(source.path)
-            rows.append(row._replace(label=-1 if name is None else labels.index(name)))
+            rows.append(row._replace(label=ids.get((class_of or {}).get(source.path), -1)))
         relabelled = sum(row.path in kept and row != kept[row.path] for row in rows)
         changed = sum(source.path in known and source.path not in kept for source in sources)
         removed = len(known) - len(kept) - changed

@@ -93,10 +93,15 @@ def folder_class(name: str) -> str | None:
     return UCF101_SPELLING.get(told[1], told[1]) if told else None
 
 
+def folder_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Classes of all these videos, sorted."""
+    return tuple(sorted({found for name in names if (found := folder_class(name)) is not None}))
+
+
 def _by_folder(sources: Sequence[Source]) -> Labelled:
     """Let each video be of the class of its folder."""
     of = {s.name: found for s in sources if (found := folder_class(s.name)) is not None}
-    return Labelled(list(sources), tuple(sorted(set(of.values()))), of, [])
+    return Labelled(list(sources), folder_classes(source.name for source in sources), of, [])
 
 
 def _of_classes(sources: Sequence[Source], classes: tuple[str, ...], path: Path) -> Labelled:

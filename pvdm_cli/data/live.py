@@ -17,7 +17,7 @@ from pvdm_cli.data.cache import ClipRows
 from pvdm_cli.data.cache_format import Manifest, VideoRow
 from pvdm_cli.data.cache_shard import plane_moments
 from pvdm_cli.data.clips import Clips
-from pvdm_cli.data.labels import folder_class
+from pvdm_cli.data.labels import folder_class, folder_classes
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float16]]  # [k, s, H, W, 3] -> [k, c, n]
 SAMPLE = 256  # windows that mean and standard deviation are taken from
@@ -37,8 +37,8 @@ class LiveLatents(ClipRows):
         self, path: Path, clips: Clips, encode: Encode, shape: LatentShape, *, fingerprint: str
     ) -> None:
         self.path, self._clips, self._encode = path, clips, encode
-        found = [folder_class(usable.source.name) for usable in clips.videos]
-        names = sorted({name for name in found if name is not None})
+        labels = folder_classes(usable.source.name for usable in clips.videos)
+        ids: dict[str | None, int] = {name: label for label, name in enumerate(labels)}
         self.videos = [
             VideoRow(
                 number,
@@ -46,9 +46,9 @@ class LiveLatents(ClipRows):
                 size=0,
                 mtime=0,
                 frames=usable.num_frames,
-                label=-1 if name is None else names.index(name),
+                label=ids.get(folder_class(usable.source.name), -1),
             )
-            for number, (usable, name) in enumerate(zip(clips.videos, found, strict=True))
+            for number, usable in enumerate(clips.videos)
         ]
         stride = clips.clip.frame_stride
         rows = [
@@ -71,7 +71,7 @@ class LiveLatents(ClipRows):
             std=std.tolist(),
             videos=len(self.videos),
             clips=len(rows),
-            labels=tuple(names),
+            labels=labels,
         )
 
     def read(self, rows: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float16) -> Tensor:

@@ -84,7 +84,7 @@ def test_without_a_cache_folders_are_the_classes(
     place.train("diffusion", run, LABELS, "data.cache=off", **options, stop=stop_after(2))
     assert load_model(run, "cpu").config.classes == ("dawn", "dusk")
     flat = {**options, "data": place.videos}
-    with pytest.raises(DataError, match="none lies in a folder of its class"):
+    with pytest.raises(DataError, match=r"data\.labels=true, but no video below"):
         place.train("diffusion", tmp_path / "b", LABELS, "data.cache=off", **flat)
 
 

@@ -422,6 +422,12 @@ def drop_excuse(path: Path, manifest: dict[str, Any]) -> None:
     (path / "skipped.jsonl").write_text("")
 
 
+def drop_names(path: Path, manifest: dict[str, Any]) -> None:
+    encode(path, classes=CLASSES)
+    manifest |= json.loads((path / "manifest.json").read_text())
+    manifest["labels"].pop()
+
+
 def later_format(path: Path, manifest: dict[str, Any]) -> None:
     manifest["format"] = 2
 
@@ -441,6 +447,7 @@ def swap_tensors(path: Path, manifest: dict[str, Any]) -> None:
         (drop_shard, "is missing"),
         (drop_rows, "has a hole: e.mp4"),
         (drop_excuse, r"has a hole: b/d\.mp4"),
+        (drop_names, "the index does not agree"),
         (later_format, "cache format 2, but this version reads format 1"),
         (no_numbers, "window_stride"),
         (swap_tensors, "instead of"),
