@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pvdm_cli.benchmark.sample import SampleBench, bench_sample
-from pvdm_cli.benchmark.train import TrainBench, bench_train
+from pvdm_cli.benchmark.train import TrainBench, bench_train, fitting_batch
 from pvdm_cli.config import load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
@@ -220,6 +220,7 @@ def train(
         provenance={"preset": preset, "overrides": list(overrides)},
         reporter=reporter,
         stop=stop,
+        find_batch=lambda config: fitting_batch(config, device, reporter),
     )
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from pvdm_cli.errors import ConfigError, did_you_mean
 from pvdm_cli.shipped import PACKAGE as PACKAGE
@@ -42,6 +51,27 @@ class Section(BaseModel):
 
 SectionT = TypeVar("SectionT", bound=Section)
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+AUTO = 0  # a batch size that is still to be found
+
+
+def _read_batch_size(value: Any) -> Any:
+    """Take `auto` for a batch size that is still to be found; refuse to be told of none."""
+    if value == "auto":
+        return AUTO
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"{value} is less than one clip; give 1 or more, or auto")
+    return value
+
+
+def _write_batch_size(value: int) -> int | str:
+    """Write what `_read_batch_size` reads."""
+    return value or "auto"
+
+
+BatchSize = Annotated[
+    int, BeforeValidator(_read_batch_size), PlainSerializer(_write_batch_size, when_used="json")
+]
 
 
 class ClipConfig(Section):
@@ -229,16 +259,28 @@ class TrainingConfig(Section):
     """The optimisation of one stage."""
 
     steps: int = Field(100_000, ge=1, description="optimizer steps")
-    batch_size: int = Field(8, ge=1, description="clips per forward pass")
+    batch_size: BatchSize = Field(
+        8, description="clips per forward pass; auto takes the largest that fits in memory"
+    )
     accumulation: int = Field(1, ge=1, description="forward passes per optimizer step")
+    clips_per_step: int = Field(
+        0,
+        ge=0,
+        description="clips per optimizer step: if given, accumulation follows from batch_size",
+    )
     lr: float = Field(1e-4, gt=0, description="learning rate of AdamW")
     lr_schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
     warmup_steps: int = Field(0, ge=0, description="steps of a rate that rises linearly")
     betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="momenta of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     grad_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 turns it off")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the forward pass; fp16 needs a GPU"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="of the forward pass; auto is bf16 on GPUs that have it, else fp32; fp16 needs "
+        "a GPU",
+    )
+    compile: bool = Field(
+        False, description="torch.compile the network: minutes at the start, faster steps after"
     )
     activation_checkpointing: Literal["none", "attention", "block"] = Field(
         "none",
@@ -267,6 +309,40 @@ class TrainingConfig(Section):
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
     keep_every: int = Field(0, ge=0, description="keep every checkpoint of a multiple of this step")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _accumulation_follows(cls, values: Any) -> Any:
+        """Work out accumulation from clips_per_step, unless it is given."""
+        if not isinstance(values, dict) or "accumulation" in values:
+            return values
+        total, batch = values.get("clips_per_step"), values.get("batch_size", 8)
+        if not (isinstance(total, int) and isinstance(batch, int) and total and batch > 0):
+            return values
+        return {**values, "accumulation": max(1, total // batch)}
+
+    @model_validator(mode="after")
+    def _whole_passes(self) -> Self:
+        """Reject a step that its forward passes do not make up."""
+        total, batch = self.clips_per_step, self.batch_size
+        if total and not batch and self.accumulation != 1:
+            raise ValueError(
+                "accumulation follows from clips_per_step when batch_size=auto; leave it out"
+            )
+        if total and batch and batch * self.accumulation != total:
+            raise ValueError(
+                f"clips_per_step={total} is not batch_size={batch} times "
+                f"accumulation={self.accumulation}; choose a batch_size that divides it, or "
+                "another clips_per_step (0: none is fixed)"
+            )
+        return self
+
+    def with_batch(self, batch_size: int) -> Self:
+        """Return the same at another batch size; accumulation follows where it can."""
+        values = self.model_dump() | {"batch_size": batch_size}
+        if self.clips_per_step:
+            del values["accumulation"]
+        return type(self).model_validate(values)
+
 
 class DataConfig(Section):
     """Where clips come from and which videos are held out."""
@@ -280,7 +356,12 @@ class DataConfig(Section):
     holdout: float = Field(
         0.05, ge=0, lt=1, description="share of videos kept for validation, chosen by path hash"
     )
-    memory_gb: float = Field(4.0, ge=0, description="hold decoded videos in memory up to this size")
+    flip: bool = Field(
+        False, description="also learn from mirrored clips; in the second stage with cache=off"
+    )
+    memory_gb: float = Field(
+        4.0, ge=0, description="hold decoded videos, or the cache, in memory up to this size"
+    )
     num_workers: int = Field(2, ge=0, description="threads that prepare batches ahead of time")
 
 
@@ -369,6 +450,8 @@ class RunConfig(ModelConfig):
             raise ValueError("data.labels belongs to stage: diffusion; leave it out")
         if not self.data.labels:
             self._refuse_classes()
+        if self.stage == "diffusion" and self.data.flip and self.data.cache:
+            raise ValueError("data.flip=true mirrors videos, not latents; it needs data.cache=off")
         small = min(self.clip.height, self.clip.width) < 16
         if self.stage == "autoencoder" and self.loss.lpips and small:
             raise ValueError(

@@ -202,7 +202,7 @@ def _config_facts(config: RunConfig) -> Facts:
         "stage": config.stage,
         **_size_facts(config),
         "steps": training.steps,
-        "batch": f"{training.batch_size} x {training.accumulation}",
+        "batch": f"{training.batch_size or 'auto'} x {training.accumulation}",
         "lr": training.lr,
         "init": config.init,
     }

@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from pvdm_cli.config import RunConfig, dump_yaml
 from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.models.cost import training_flops
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.layers import recompute
 
@@ -52,6 +53,7 @@ def plan_run(config: RunConfig) -> Plan:
     network = autoencoder if config.stage == "autoencoder" else denoiser
     assert network is not None
     parameters = num_parameters(network)
+    batch = settings.batch_size or 1  # auto: what one clip needs
     copies = 4 + bool(settings.ema_decay)  # weights, gradients, two moments, average
     figures = {
         "autoencoder_parameters": num_parameters(autoencoder),
@@ -62,9 +64,10 @@ def plan_run(config: RunConfig) -> Plan:
         "latent_channels": latent.c,
         "tokens": latent.flat,
         "cache_clip_bytes": 2 * latent.c * latent.flat,
-        "clips_per_step": settings.batch_size * settings.accumulation,
+        "clips_per_step": settings.clips_per_step or batch * settings.accumulation,
+        "training_gflop_per_clip": training_flops(config) // 10**9,
         "state_memory_bytes": FLOAT * parameters * copies,
-        "activation_memory_bytes": settings.batch_size * activation_bytes(config, network),
+        "activation_memory_bytes": batch * activation_bytes(config, network),
         "checkpoint_disk_bytes": FLOAT * parameters * (copies - 1) * settings.keep_last,
     }
     return Plan(dump_yaml(config), figures)

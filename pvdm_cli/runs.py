@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pvdm_cli import weights
-from pvdm_cli.config import RunConfig, differing_keys, dump_yaml, parse_config, read_yaml
+from pvdm_cli.config import AUTO, RunConfig, differing_keys, dump_yaml, parse_config, read_yaml
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import read_manifest
 from pvdm_cli.data.catalog import find_videos, split
@@ -27,7 +27,7 @@ from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.progress import Reporter
 from pvdm_cli.rollout import Sampling, Steps, rollout
-from pvdm_cli.runtime import generator, resolve_device
+from pvdm_cli.runtime import generator, resolve_device, resolve_precision
 from pvdm_cli.training.adversary import Adversary
 from pvdm_cli.training.autoencoder import AutoencoderStage
 from pvdm_cli.training.diffusion import DiffusionStage, check_cache, check_geometry
@@ -42,6 +42,7 @@ HARMLESS = {
     for key in (
         *("log_every", "validate_every", "sample_every", "checkpoint_every"),
         *("keep_last", "keep_every", "activation_checkpointing", "tensorboard"),
+        *("clips_per_step", "compile"),
     )
 } | {"data.memory_gb", "data.num_workers"}
 
@@ -60,6 +61,7 @@ def run_training(
     provenance: dict[str, Any] | None = None,
     reporter: Reporter,
     stop: Callable[[], bool] = lambda: False,
+    find_batch: Callable[[RunConfig], int] | None = None,
 ) -> TrainResult:
     """Train one stage in a run folder; the same call again goes on where it stopped.
 
@@ -74,6 +76,7 @@ def run_training(
         provenance: Kept in the models of this run.
         reporter: Told of progress.
         stop: Asked after every step; True saves and returns.
+        find_batch: Finds the largest batch that fits, for `training.batch_size=auto`.
 
     Raises:
         PvdmError: If something needed is missing or does not fit.
@@ -97,8 +100,11 @@ def run_training(
     config = with_classes(config, data, cache)
     latents: Cache | LiveLatents
     with _hold(run):
+        goes_on = bool(list_checkpoints(run)) and not overwrite
+        if config.training.batch_size == AUTO:
+            config = _with_batch(config, run if goes_on else None, find_batch, reporter)
         to_build = config
-        if list_checkpoints(run) and not overwrite:
+        if goes_on:
             _refuse_other(run, config)
             to_build = config.model_copy(update={"init": None})  # the checkpoint has all weights
         if data is not None and config.stage == "autoencoder":
@@ -107,7 +113,8 @@ def run_training(
             if live and data is not None and autoencoder is not None:
                 latents, encoder = _live_latents(to_build, data, autoencoder, target, reporter)
             else:
-                latents, encoder = _cached_latents(cache, autoencoder, target)
+                memory_gb = config.data.memory_gb
+                latents, encoder = _cached_latents(cache, autoencoder, target, memory_gb)
             stage = _diffusion_stage(to_build, latents, encoder, target)
         if overwrite:  # only now that nothing is left to refuse
             _clear(run)
@@ -164,12 +171,9 @@ def _refuse_other(run: Path, config: RunConfig) -> None:
     kept = run / "config.yaml"
     before = parse_config(RunConfig, read_yaml(kept), where=str(kept))
     if before.classes and config.classes and before.classes != config.classes:
-        new = [name for name in config.classes if name not in before.classes]
-        gone = [name for name in before.classes if name not in config.classes]
-        told = [f"{', '.join(new)} new"] * bool(new) + [f"{', '.join(gone)} gone"] * bool(gone)
         raise ConfigError(
-            f"{run} was started with other classes ({'; '.join(told) or 'in another order'}); use "
-            "those, another --out, or --overwrite to start afresh"
+            f"{run} was started with other classes ({_changes(before.classes, config.classes)}); "
+            "use those, another --out, or --overwrite to start afresh"
         )
     allowed = set(HARMLESS)
     if config.training.lr_schedule == "constant":
@@ -179,6 +183,47 @@ def _refuse_other(run: Path, config: RunConfig) -> None:
             f"{run} was started with another {', '.join(keys)}; use its settings, another "
             "--out, or --overwrite to start afresh"
         )
+
+
+def _with_batch(
+    config: RunConfig,
+    run: Path | None,
+    find_batch: Callable[[RunConfig], int] | None,
+    reporter: Reporter,
+) -> RunConfig:
+    """Settle `training.batch_size=auto`: that of the run that goes on, else the largest."""
+    settings = config.training
+    if run is not None:
+        kept = run / "config.yaml"
+        before = parse_config(RunConfig, read_yaml(kept), where=str(kept)).training
+        chosen = {"batch_size": before.batch_size}
+        if settings.clips_per_step:  # it may be shared out as it was
+            chosen["accumulation"] = before.accumulation
+        return config.model_copy(update={"training": settings.model_copy(update=chosen)})
+    if find_batch is None:
+        raise ConfigError("training.batch_size=auto: nothing here can search for it; give a number")
+    largest = find_batch(config)
+    if not largest:
+        raise ConfigError(
+            "training.batch_size=auto: not even one clip fits in memory; use "
+            "training.activation_checkpointing=block, training.precision=bf16 or a smaller network"
+        )
+    batch = largest
+    if total := settings.clips_per_step:
+        batch = max(size for size in range(1, largest + 1) if total % size == 0)
+    settings = settings.with_batch(batch)
+    reporter.say(
+        f"training.batch_size=auto: {largest} clips fit, so a step is {batch} x "
+        f"{settings.accumulation}"
+    )
+    return config.model_copy(update={"training": settings})
+
+
+def _changes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
+    """Say how two lists of classes differ."""
+    new = [f"{name} new" for name in now if name not in before]
+    gone = [f"{name} gone" for name in before if name not in now]
+    return ", ".join(new + gone) or "in another order"
 
 
 def _clear(run: Path) -> None:
@@ -248,17 +293,25 @@ def _live_latents(
     clips = Clips.load(
         find_videos(data), config.clip, memory_gb=config.data.memory_gb, reporter=reporter
     )
-    encode = partial(encode_clips, encoder, precision=config.training.precision)
-    fingerprint = encoder.fingerprint
-    return LiveLatents(data, clips, encode, config.latent, fingerprint=fingerprint), encoder
+    precision = resolve_precision(config.training.precision, device)
+    latents = LiveLatents(
+        data,
+        clips,
+        partial(encode_clips, encoder, precision=precision),
+        config.latent,
+        fingerprint=encoder.fingerprint,
+        flip=config.data.flip,
+    )
+    return latents, encoder
 
 
 def _cached_latents(
-    cache_path: Path | None, autoencoder: str | None, device: torch.device
+    cache_path: Path | None, autoencoder: str | None, device: torch.device, memory_gb: float
 ) -> tuple[Cache, Model]:
-    """Open the cache and find its autoencoder."""
+    """Open the cache, in memory if it is no larger than memory_gb, and find its autoencoder."""
     assert cache_path is not None
-    cache = Cache.open(cache_path, in_memory=True)
+    fits = read_manifest(cache_path).bytes <= memory_gb * 1e9
+    cache = Cache.open(cache_path, in_memory=fits)
     named = autoencoder or cache.manifest.autoencoder
     if named is None:
         raise DataError(f"cache {cache_path} does not say which model made it: give --autoencoder")

@@ -2,7 +2,9 @@
 
 import ctypes
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +66,52 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(word >> 1)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Lower the precision of matrix products to bf16 or fp16; nothing for fp32."""
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Turn fp32 | bf16 | fp16 | auto into one of the first three.
+
+    auto is bf16 on GPUs with bf16 matrix units (it needs no loss scaling), else fp32: on CPUs
+    without AMX bf16 is slower.
+    """
+    if name != "auto":
+        return name
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if native else "fp32"
+
+
+def autocast(
+    device: torch.device, precision: str, *, keep_weights: bool = True
+) -> AbstractContextManager[object]:
+    """Lower the precision of matrix products to bf16 or fp16; nothing for fp32.
+
+    Args:
+        device: Where the work is done.
+        precision: fp32 | bf16 | fp16.
+        keep_weights: Keep the rounded copy of each weight until the end. Where activations are
+            computed again block by block these copies are most of what is kept.
+    """
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, cache_enabled=keep_weights)
+
+
+@lru_cache(maxsize=8)
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Measure how many operations a second the device does in a large matrix product.
+
+    The yardstick of how well a network uses it; takes some hundredths of a second, once.
+    """
+    side = 1024 if device.type == "cpu" else 8192
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    best = 0.0
+    with torch.inference_mode():
+        a @ a
+        for _ in range(3):
+            began = time.perf_counter()
+            float((a @ a)[0, 0])  # asking for a value waits for the device
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
 
 
 def reset_peak_memory(device: torch.device) -> None:

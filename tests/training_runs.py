@@ -146,6 +146,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     """Lines of `metrics.jsonl` without what depends on the machine."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     speed = {"steps_per_second", "clips_per_second", "data_wait", "peak_memory_gb"}
+    speed |= {"tflops", "flop_utilisation"}
     return [{k: v for k, v in line.items() if k not in speed} for line in lines]
 
 

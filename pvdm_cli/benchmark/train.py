@@ -20,7 +20,7 @@ from pvdm_cli.config import RunConfig, load_config, parse_config
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.runtime import resolve_device
+from pvdm_cli.runtime import resolve_device, resolve_precision
 from pvdm_cli.training.optim import make_average
 from pvdm_cli.training.players import Stage, accumulate, make_players, update
 
@@ -137,7 +137,7 @@ def bench_train(
                 height=config.clip.height,
                 width=config.clip.width,
                 device=device_name(target),
-                dtype=config.training.precision,
+                dtype=resolve_precision(config.training.precision, target),
                 threads=torch.get_num_threads(),
                 torch=torch.__version__,
                 largest_batch=found.batch,
@@ -152,6 +152,23 @@ def bench_train(
         )
         reporter.done()
     return TrainBench(figures, list(TABLE_5), environment())
+
+
+def fitting_batch(config: RunConfig, device: str, reporter: Reporter = SILENT) -> int:
+    """Find the largest batch whose training steps fit in memory; 0 if not even one clip does.
+
+    Args:
+        config: What is to be trained; with `training.clips_per_step` no more than that is tried.
+        device: cpu | cuda | mps | auto.
+        reporter: Told of every try.
+    """
+    target = resolve_device(device)
+    limit, _ = _limit(None, target)
+    most = config.training.clips_per_step or MOST[target.type]
+    search = _Search("batch_size=auto", config, limit, None, str(target), reporter)
+    found = largest_batch(search.fits, most).batch
+    reporter.done()
+    return found
 
 
 def _limit(given: int | None, device: torch.device) -> tuple[int | None, str]:
@@ -249,7 +266,8 @@ def measure(
     if job.limit is not None:
         _enforce(job.limit, device, meter, on_excess)
     config = parse_config(RunConfig, job.config, where="the preset")
-    training = config.training.model_copy(update={"batch_size": job.batch, "accumulation": 1})
+    alone = {"batch_size": job.batch, "accumulation": 1, "clips_per_step": 0}
+    training = config.training.model_copy(update=alone)
     config = config.model_copy(update={"training": training})
     step = stepper(noise_stage(config, device), config)
 

@@ -169,10 +169,13 @@ class Cache(ClipRows):
     def _open(self, shard: int) -> int:
         file = self.path / self.manifest.shards[shard].name
         try:
-            self._handles[shard] = os.open(file, os.O_RDONLY)
+            opened = os.open(file, os.O_RDONLY)
         except OSError as error:
             raise DataError(f"{file}: {error.strerror}; run `pvdm encode` again") from None
-        return self._handles[shard]
+        kept = self._handles.setdefault(shard, opened)  # another thread may have been first
+        if kept != opened:
+            os.close(opened)
+        return kept
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}

@@ -30,6 +30,11 @@ class Usable(NamedTuple):
     frames: Frames | None  # uint8 [num_frames, H, W, 3] if held in memory
 
 
+def mirrored(frames: Frames) -> Frames:
+    """Swap left and right of frames [..., H, W, 3]."""
+    return np.ascontiguousarray(frames[..., ::-1, :])
+
+
 @dataclass(frozen=True)
 class Clips:
     """Windows of videos at one geometry.
@@ -109,10 +114,10 @@ class Clips:
             count=count,
         )
 
-    def draw(self, seed: int, step: int, samples: Iterable[int]) -> Tensor:
+    def draw(self, seed: int, step: int, samples: Iterable[int], *, flip: bool = False) -> Tensor:
         """Draw samples uint8 [b, s, H, W, 3]: for each a random window of a random video.
 
-        Sample i depends on (seed, step, i) alone: not on resuming, nor on how the samples of a
+        With flip half of them are mirrored. Sample i depends on (seed, step, i) alone: not on resuming, nor on how the samples of a
         step are shared out.
         """
         windows = []
@@ -120,7 +125,8 @@ class Clips:
             rng = np.random.default_rng((seed, step, sample))
             video = int(rng.integers(len(self)))
             last = self.videos[video].num_frames - self.clip.frames
-            windows.append(self.window(video, int(rng.integers(last + 1))))
+            window = self.window(video, int(rng.integers(last + 1)))
+            windows.append(mirrored(window) if flip and rng.integers(2) else window)
         return torch.from_numpy(np.stack(windows))
 
     def first_windows(self, most: int) -> Tensor:

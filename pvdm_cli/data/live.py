@@ -16,7 +16,7 @@ from pvdm_cli.config import LatentShape
 from pvdm_cli.data.cache import ClipRows
 from pvdm_cli.data.cache_format import Manifest, VideoRow
 from pvdm_cli.data.cache_shard import plane_moments
-from pvdm_cli.data.clips import Clips
+from pvdm_cli.data.clips import Clips, mirrored
 from pvdm_cli.data.labels import folder_class, folder_classes
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float16]]  # [k, s, H, W, 3] -> [k, c, n]
@@ -34,11 +34,19 @@ class LiveLatents(ClipRows):
     """
 
     def __init__(
-        self, path: Path, clips: Clips, encode: Encode, shape: LatentShape, *, fingerprint: str
+        self,
+        path: Path,
+        clips: Clips,
+        encode: Encode,
+        shape: LatentShape,
+        *,
+        fingerprint: str,
+        flip: bool = False,
     ) -> None:
         self.path, self._clips, self._encode = path, clips, encode
         labels = folder_classes(usable.source.name for usable in clips.videos)
         ids: dict[str | None, int] = {name: label for label, name in enumerate(labels)}
+        copies = clips.videos * (2 if flip else 1)  # the second one of each is mirrored
         self.videos = [
             VideoRow(
                 number,
@@ -48,12 +56,12 @@ class LiveLatents(ClipRows):
                 frames=usable.num_frames,
                 label=ids.get(folder_class(usable.source.name), -1),
             )
-            for number, usable in enumerate(clips.videos)
+            for number, usable in enumerate(copies)
         ]
         stride = clips.clip.frame_stride
         rows = [
             (video.video, start * stride, video.label)
-            for video, usable in zip(self.videos, clips.videos, strict=True)
+            for video, usable in zip(self.videos, copies, strict=True)
             for start in range(usable.num_frames - clips.clip.frames + 1)
         ]
         self.index = torch.tensor(rows, dtype=torch.int64)
@@ -78,5 +86,11 @@ class LiveLatents(ClipRows):
         """Decode and encode the clips of k rows: latents [k, c, n], in the order asked for."""
         stride = self._clips.clip.frame_stride
         wanted = self.index[torch.as_tensor(rows, dtype=torch.int64)].tolist()
-        frames = [self._clips.window(video, first // stride) for video, first, _ in wanted]
+        frames = [self._window(video, first // stride) for video, first, _ in wanted]
         return torch.from_numpy(self._encode(np.stack(frames))).to(dtype)
+
+    def _window(self, video: int, start: int) -> NDArray[np.uint8]:
+        """Frames of one clip [s, H, W, 3]; videos past the last are mirrored copies."""
+        copy, number = divmod(video, len(self._clips))
+        frames = self._clips.window(number, start)
+        return mirrored(frames) if copy else frames

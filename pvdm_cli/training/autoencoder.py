@@ -31,6 +31,15 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1).clamp(min=1e-10))
 
 
+def shares(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Share of each weighted term in the sum of their sizes, where there is more than one."""
+    if len(parts) < 2:
+        return {}
+    sizes = torch.stack([*parts.values()]).detach().abs()
+    names = [f"{name}_share" for name in parts]
+    return dict(zip(names, sizes / sizes.sum().clamp(min=1e-30), strict=True))
+
+
 class ClipBatch(NamedTuple):
     """Clips and what is drawn for them."""
 
@@ -90,7 +99,8 @@ class AutoencoderStage:
                 for i in samples
             ]
         )
-        return ClipBatch(self.train.draw(settings.seed, step, samples), shown, noise, step)
+        clips = self.train.draw(settings.seed, step, samples, flip=self.config.data.flip)
+        return ClipBatch(clips, shown, noise, step)
 
     def _noise(self, *key: int) -> Tensor:
         """Draw noise [c, n] whose standard deviation is uniform in [0, loss.latent_noise].
@@ -105,18 +115,23 @@ class AutoencoderStage:
     def losses(self, network: nn.Module, batch: ClipBatch) -> dict[str, Tensor]:
         """Weighted sum of L1, L2, LPIPS, and what the discriminators think (method, section 2)."""
         real, fake = self._seen(network, batch)
-        error = fake.clip - real.clip
-        weights, terms = self.config.loss, {"l1": error.abs().mean(), "l2": error.square().mean()}
-        loss = weights.l1 * terms["l1"] + weights.l2 * terms["l2"]
-        if self.perceptual is not None:
-            terms["lpips"] = self.perceptual(fake.frame, real.frame).mean()
-            loss = loss + weights.lpips * terms["lpips"]
+        terms, weights = self._reconstruction_terms(fake, real), self.config.loss
+        weight_of = {"l1": weights.l1, "l2": weights.l2, "lpips": weights.lpips}
         if self.adversary is not None:
             terms |= self.adversary.generator_terms(fake, real)
             share = self._adversarial_share(batch.step)
-            loss = loss + share * self.adversarial.generator_weight * terms["generator"]
-            loss = loss + share * self.adversarial.feature_weight * terms["features"]
-        return {"loss": loss, **terms}
+            weight_of["generator"] = share * self.adversarial.generator_weight
+            weight_of["features"] = share * self.adversarial.feature_weight
+        parts = {name: weight_of[name] * term for name, term in terms.items() if weight_of[name]}
+        return {"loss": torch.stack([*parts.values()]).sum(), **terms, **shares(parts)}
+
+    def _reconstruction_terms(self, fake: Seen, real: Seen) -> dict[str, Tensor]:
+        """L1, L2 and LPIPS (of one frame) of reconstructions."""
+        error = fake.clip - real.clip
+        terms = {"l1": error.abs().mean(), "l2": error.square().mean()}
+        if self.perceptual is not None:
+            terms["lpips"] = self.perceptual(fake.frame, real.frame).mean()
+        return terms
 
     @property
     def rival(self) -> Rival | None:
@@ -156,18 +171,28 @@ class AutoencoderStage:
         return Seen(x[rows, :, shown], x), Seen(y[rows, :, shown], y)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """PSNR on the first clip of each held-out video, beside repeating each clip's mean frame."""
+        """PSNR and loss on the first clip of each held-out video, and PSNR of its mean frame."""
         if self.validation is None:
             return {}
-        ours, still = [], []
+        ours, still, losses = [], [], []
         for frames in self.validation.split(self.config.training.batch_size):
             x = to_float(frames.to(self.device))
-            ours.append(psnr(network(x), x))
+            y = network(x)
+            ours.append(psnr(y, x))
             still.append(psnr(x.mean(2, keepdim=True).expand_as(x), x))
+            losses.append(self._reconstruction_loss(y, x) * len(x))
         return {
             "val_psnr": float(torch.cat(ours).mean()),
             "val_psnr_mean_frame": float(torch.cat(still).mean()),
+            "val_loss": float(torch.stack(losses).sum()) / len(self.validation),
         }
+
+    def _reconstruction_loss(self, y: Tensor, x: Tensor) -> Tensor:
+        """Loss of reconstructions y of clips x [b, 3, s, H, W], LPIPS at their middle frames."""
+        middle = x.shape[2] // 2
+        terms = self._reconstruction_terms(Seen(y[:, :, middle], y), Seen(x[:, :, middle], x))
+        weights = self.config.loss
+        return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
 
     def model(self, network: nn.Module) -> Model:
         """Wrap the autoencoder alone."""

@@ -18,8 +18,9 @@ import torch
 from pvdm_cli.config import RunConfig
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import list_checkpoints
+from pvdm_cli.models.cost import training_flops
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.runtime import peak_memory
+from pvdm_cli.runtime import matrix_rate, peak_memory, resolve_precision
 from pvdm_cli.training.checkpoint import (
     Trained,
     load_checkpoint,
@@ -29,7 +30,14 @@ from pvdm_cli.training.checkpoint import (
 )
 from pvdm_cli.training.metrics import Metrics, tally
 from pvdm_cli.training.optim import learning_rate, make_average
-from pvdm_cli.training.players import BatchT, Stage, accumulate, make_players, update
+from pvdm_cli.training.players import (
+    BatchT,
+    Stage,
+    accumulate,
+    compile_network,
+    make_players,
+    update,
+)
 
 
 @dataclass
@@ -133,6 +141,8 @@ class _Trainer:
         self.players = make_players(stage, config)
         self.average = make_average(stage.network, self.settings)
         self.published = stage.network if self.average is None else self.average.module
+        if self.settings.compile:
+            compile_network(stage.network)
         if list_checkpoints(run):
             self._restore()
             self.reporter.say(f"continuing {run} from step {self.step}")
@@ -152,8 +162,16 @@ class _Trainer:
             since=self.step,
             state=state.get("metrics"),
             clips_per_step=self.settings.batch_size * self.settings.accumulation,
+            cost=self._cost(),
             tensorboard=self.settings.tensorboard,
         )
+
+    def _cost(self) -> tuple[float, float] | None:
+        """Operations of a clip and the device's rate, where the network trains alone."""
+        if self.stage.rival is not None:
+            return None
+        precision = resolve_precision(self.settings.precision, self.device)
+        return training_flops(self.config), matrix_rate(self.device, precision)
 
     def _restore(self) -> None:
         """Load the newest checkpoint."""

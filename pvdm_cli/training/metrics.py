@@ -25,6 +25,7 @@ class Metrics:
         since: The step that training goes on from; what the file says of later ones is dropped.
         state: What `state` returned at that step, or nothing.
         clips_per_step: For the rate of clips.
+        cost: Operations of a clip, and the most the device does in a second; None: not told.
         tensorboard: Also write TensorBoard events, to a folder beside the file.
 
     Raises:
@@ -38,9 +39,10 @@ class Metrics:
         since: int,
         state: dict[str, Any] | None = None,
         clips_per_step: int = 1,
+        cost: tuple[float, float] | None = None,
         tensorboard: bool = False,
     ) -> None:
-        self.path, self.clips_per_step = path, clips_per_step
+        self.path, self.clips_per_step, self.cost = path, clips_per_step, cost
         self._board = _board(path.parent / "tensorboard", since) if tensorboard else None
         self.waited = 0.0  # seconds spent waiting for data since the last line
         self.last: dict[str, float] = {}
@@ -83,6 +85,10 @@ class Metrics:
             "clips_per_second": round(rate * self.clips_per_step, 4),
             "data_wait": round(self.waited / (now - self._time), 4),
         }
+        if self.cost is not None:
+            operations, most = self.cost
+            done = rate * self.clips_per_step * operations
+            speed |= {"tflops": _rounded(done / 1e12), "flop_utilisation": _rounded(done / most)}
         self._write(step, {**means, **more, **speed})
         self.waited = 0.0
         self._tallies = {}
@@ -119,6 +125,11 @@ class Metrics:
                 kept.append(line)
                 self.last |= entry
         write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+
+def _rounded(value: float) -> float:
+    """Keep four figures, however small the network."""
+    return float(f"{value:.4g}")
 
 
 def _board(folder: Path, since: int) -> Any:

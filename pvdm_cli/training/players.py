@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from pvdm_cli.config import RunConfig
 from pvdm_cli.model import Model
+from pvdm_cli.models.autoencoder import Autoencoder
+from pvdm_cli.runtime import autocast, resolve_precision
 from pvdm_cli.training.optim import make_optimizer
 
 BatchT = TypeVar("BatchT")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stage(Protocol[BatchT]):
@@ -87,6 +88,7 @@ def make_players(stage: Stage[Any], config: RunConfig) -> list[Player]:
     """Give the network, and its rival where there is one, what training needs."""
     settings = config.training
     device = next(stage.network.parameters()).device
+    precision = resolve_precision(settings.precision, device)
 
     losses = partial(stage.losses, stage.network)
     sides = [Rival("", stage.network, losses, settings.grad_clip)]
@@ -96,21 +98,34 @@ def make_players(stage: Stage[Any], config: RunConfig) -> list[Player]:
         Player(
             **side._asdict(),
             optimizer=make_optimizer(side.network.parameters(), settings),
-            scaler=torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16"),
+            scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         )
         for side in sides
     ]
 
 
+def compile_network(network: nn.Module) -> None:
+    """Hand a network to torch.compile; names of weights stay as they are.
+
+    The autoencoder is compiled by block: its blocks are alike, so that one is compiled for all.
+    """
+    parts: list[nn.Module] = [network]
+    if isinstance(network, Autoencoder):
+        parts = [part for part in network.modules() if getattr(part, "grain", "") == "block"]
+    for part in parts:
+        part.compile(dynamic=False)
+
+
 def accumulate(player: Player, batches: Iterator[Any], config: RunConfig) -> dict[str, Tensor]:
     """Run forward and backward over one optimizer step's batches; mean of each loss term."""
     settings = config.training
-    precision = PRECISIONS[settings.precision]
     device = next(player.network.parameters()).device
+    precision = resolve_precision(settings.precision, device)
     totals: dict[str, Tensor] = {}
     for _ in range(settings.accumulation):
         batch = next(batches)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        keep_weights = settings.activation_checkpointing != "block"
+        with autocast(device, precision, keep_weights=keep_weights):
             terms = player.losses(batch)
         player.scaler.scale(terms["loss"] / settings.accumulation).backward()
         for name, value in terms.items():

@@ -50,7 +50,7 @@ def test_the_loss_falls_with_weights_in_full_precision(
 @pytest.mark.parametrize(
     ("stage", "names"),
     [
-        ("autoencoder", {"val_psnr", "val_psnr_mean_frame"}),
+        ("autoencoder", {"val_psnr", "val_psnr_mean_frame", "val_loss"}),
         ("diffusion", {"val_loss", "val_loss_prefix"}),
     ],
 )

@@ -128,6 +128,15 @@ def test_a_sample_depends_on_seed_step_and_number_alone(videos: Path) -> None:
     assert not torch.equal(found.draw(6, 3, range(6)), whole)
 
 
+def test_half_of_the_samples_are_mirrored_when_asked_for(videos: Path) -> None:
+    found = load(videos)
+    plain, flipped = found.draw(5, 3, range(64)), found.draw(5, 3, range(64), flip=True)
+    same = [torch.equal(a, b) for a, b in zip(plain, flipped, strict=True)]
+    turned = [torch.equal(a.flip(2), b) for a, b in zip(plain, flipped, strict=True)]
+    assert all(a or b for a, b in zip(same, turned, strict=True))
+    assert 16 < sum(same) < 48
+
+
 def test_draws_reach_every_video_and_every_start(videos: Path) -> None:
     seen = set()
 

@@ -103,7 +103,7 @@ def test_the_model_part_has_the_networks_and_nothing_of_the_training(small: Path
         ("clip.frame=3", "unknown key 'frame' in clip; did you mean 'frames'?"),
         ("training.batchsize=3", "did you mean 'batch_size'?"),
         ("adversarial.feature_wait=3", "did you mean 'feature_weight'?"),
-        ("training.batch_size=0", "training.batch_size=0: input should be greater than or equal"),
+        ("training.batch_size=0", "training.batch_size: 0 is less than one clip"),
         ("training.batch_size=many", "training.batch_size='many': input should be a valid integer"),
         ("training.lr=-1", "training.lr=-1: input should be greater than 0"),
         ("training.lr=.inf", "training.lr=inf"),

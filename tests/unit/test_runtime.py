@@ -5,6 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+
+from pvdm_cli.runtime import matrix_rate, resolve_precision
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ru_maxrss is all there is")
@@ -16,3 +19,17 @@ def test_peak_memory_does_not_begin_at_that_of_the_process_that_started_this_one
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert 50 * 2**20 < int(found.stdout) < 700 * 2**20
     del ours
+
+
+def test_precision_is_what_was_asked_for_and_full_on_the_cpu_unless_asked() -> None:
+    cpu = torch.device("cpu")
+    assert [resolve_precision(name, cpu) for name in ("fp32", "bf16", "fp16")] == [
+        *("fp32", "bf16", "fp16")
+    ]
+    assert resolve_precision("auto", cpu) == "fp32"
+
+
+def test_the_rate_of_matrix_products_is_measured_once() -> None:
+    rate = matrix_rate(torch.device("cpu"), "fp32")
+    assert 1e8 < rate < 1e15
+    assert matrix_rate(torch.device("cpu"), "fp32") == rate
