@@ -6,10 +6,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pvdm_cli.benchmark.sample import SampleBench, bench_sample
 from pvdm_cli.benchmark.train import TrainBench, bench_train, fitting_batch
+from pvdm_cli.comparison import Comparison, compare
 from pvdm_cli.config import load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
@@ -25,23 +26,36 @@ from pvdm_cli.describe import Description, describe
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import DataError, ModelError
+from pvdm_cli.evaluation.fvd import FvdRequest, FvdResult, measure_fvd
+from pvdm_cli.evaluation.inception import InceptionResult, measure_inception
+from pvdm_cli.evaluation.reconstruction import (
+    ReconstructionResult,
+    Split,
+    holdout_of,
+    measure_reconstruction,
+)
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.rollout import Sampling, Steps
 from pvdm_cli.runs import run_training
+from pvdm_cli.runtime import resolve_device
 from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.synthetic import write_skies
 
 __all__ = [
+    "Comparison",
     "Conversion",
     "DecodeResult",
     "DemoResult",
     "Description",
     "EncodeResult",
+    "FvdResult",
+    "InceptionResult",
     "Model",
     "Plan",
+    "ReconstructionResult",
     "SampleBench",
     "SampleResult",
     "TrainBench",
@@ -56,6 +70,10 @@ __all__ = [
     "draw_skies",
     "encode",
     "environment",
+    "eval_fvd",
+    "eval_inception",
+    "eval_model",
+    "eval_reconstruction",
     "export_published",
     "load_model",
     "plan",
@@ -221,6 +239,111 @@ def train(
         reporter=reporter,
         stop=stop,
         find_batch=lambda config: fitting_batch(config, device, reporter),
+    )
+
+
+def eval_fvd(
+    real: Path, fake: Path, *, device: str = "auto", reporter: Reporter = SILENT, **scoring: Any
+) -> FvdResult:
+    """Measure the Frechet video distance of two sets of videos; see `evaluation.fvd`.
+
+    Args:
+        real: The real videos.
+        fake: The generated ones.
+        device: Where the detector runs.
+        reporter: Told of progress.
+        scoring: How, by the names in `evaluation.fvd.FvdRequest`: frames=16, num=2048, seed=0, ...
+    """
+    request = FvdRequest(**scoring)
+    return measure_fvd(Path(real), Path(fake), request, resolve_device(device), reporter)
+
+
+def eval_model(
+    real: Path,
+    model: str | Path,
+    out: Path,
+    *,
+    steps: str = "400/400",
+    length: int = 128,
+    num: int = 2048,
+    batch_size: int = 4,
+    checkpoint: Checkpoint | None = None,
+    dataset: Literal["ucf101", "sky"] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+    **scoring: Any,
+) -> Comparison:
+    """Draw videos from a model and set its scores below the paper's; see `comparison.compare`.
+
+    Args:
+        real: The real videos.
+        model: What to draw from.
+        out: Where drawn videos and `metric-*.jsonl` go; what is there already is not drawn again.
+        steps: Of sampling.
+        length: Frames of a drawn video.
+        num: Videos drawn, and most clips of either side.
+        batch_size: Videos drawn at once.
+        checkpoint: Of a run.
+        dataset: Whose published rows to show.
+        seed: Of drawing and of scoring.
+        device: Where all of it runs.
+        reporter: Told of progress.
+        scoring: What else `evaluation.fvd.FvdRequest` takes.
+    """
+    drawing = SampleRequest(
+        frames=length,
+        num=num,
+        sampling=Sampling(steps=Steps.parse(steps)),
+        seed=seed,
+        batch_size=batch_size,
+        format="npz",
+    )
+    drawing.check()
+    request = FvdRequest(num=num, seed=seed, **scoring)
+    request.check()
+    origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
+    found = load_model(model, device, checkpoint)
+    return compare(
+        found, origin, Path(real), Path(out), drawing, request, dataset=dataset, reporter=reporter
+    )
+
+
+def eval_inception(
+    fake: Path,
+    *,
+    convention: Literal["tgan2", "stylegan-v"] = "stylegan-v",
+    num: int | None = None,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> InceptionResult:
+    """Measure the inception score of generated videos; see `evaluation.inception`."""
+    return measure_inception(
+        Path(fake), resolve_device(device), convention=convention, num=num, reporter=reporter
+    )
+
+
+def eval_reconstruction(
+    model: str | Path,
+    data: Path,
+    *,
+    split: Split = "held-out",
+    holdout: float | None = None,
+    num: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> ReconstructionResult:
+    """Measure how well an autoencoder gives clips back; see `evaluation.reconstruction`."""
+    found = load_model(model, device, checkpoint)
+    return measure_reconstruction(
+        found,
+        str(model),
+        Path(data),
+        split_name=split,
+        holdout=holdout_of(Path(model)) if holdout is None else holdout,
+        num=num,
+        reporter=reporter,
     )
 
 

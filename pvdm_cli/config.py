@@ -301,10 +301,22 @@ class TrainingConfig(Section):
         1000, ge=1, description="steps between two measurements on held-out videos"
     )
     validation_clips: int = Field(64, ge=1, description="how many clips of them")
+    judge: Literal["psnr", "rfvd"] = Field(
+        "psnr",
+        description="first stage: which figure of held-out videos the best checkpoint and patience "
+        "go by; rfvd needs the I3D (docs/evaluation.md)",
+    )
     patience: int = Field(
         0, ge=0, description="validations in a row without a better figure that end a run; 0: never"
     )
     sample_every: int = Field(0, ge=0, description="0 draws samples only at the end")
+    score_every: int = Field(
+        0,
+        ge=0,
+        description="second stage: steps between two FVD of a few drawn videos; needs the I3D; 0: "
+        "never",
+    )
+    score_videos: int = Field(16, ge=2, description="how few")
     checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
     keep_every: int = Field(0, ge=0, description="keep every checkpoint of a multiple of this step")
@@ -444,6 +456,12 @@ class RunConfig(ModelConfig):
             raise ValueError("adversarial belongs to stage: autoencoder; leave it out")
         if self.stage == "diffusion" and self.loss != LossConfig():
             raise ValueError("loss belongs to stage: autoencoder; leave it out")
+        if self.stage == "diffusion" and self.training.judge != "psnr":
+            raise ValueError(
+                "training.judge belongs to stage: autoencoder; the second stage goes by val_loss"
+            )
+        if self.stage == "autoencoder" and self.training.score_every:
+            raise ValueError("training.score_every belongs to stage: diffusion; leave it out")
         if self.stage == "autoencoder" and not self.data.cache:
             raise ValueError("data.cache=off belongs to stage: diffusion; leave it out")
         if self.stage == "autoencoder" and self.data.labels:

@@ -20,11 +20,13 @@ from pvdm_cli.data.labels import folder_classes
 from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
+from pvdm_cli.evaluation.reconstruction import FeatureDistance
 from pvdm_cli.files import make_folder, only_writer, remove_folder, tidy, write_text
 from pvdm_cli.model import Model, list_checkpoints, load_model, refuse_misfit
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.perceptual import LPIPS
+from pvdm_cli.monitor import FewVideos
 from pvdm_cli.progress import Reporter
 from pvdm_cli.rollout import Sampling, Steps, rollout
 from pvdm_cli.runtime import generator, resolve_device, resolve_precision
@@ -41,6 +43,7 @@ HARMLESS = {
     f"training.{key}"
     for key in (
         *("log_every", "validate_every", "sample_every", "checkpoint_every"),
+        *("score_every", "score_videos"),
         *("keep_last", "keep_every", "activation_checkpointing", "tensorboard"),
         *("clips_per_step", "compile"),
     )
@@ -241,6 +244,9 @@ def _autoencoder_stage(
     """Read the videos and build (or take over) the autoencoder."""
     train_sources, held_out_sources = split(find_videos(data), config.data.holdout)
     perceptual = _perceptual(config.loss.lpips, device)
+    rfvd = None
+    if config.training.judge == "rfvd":
+        rfvd = FeatureDistance.load(device, config.clip.frames)
     settings, memory = config.training, config.data.memory_gb
     with _seeded(settings.seed):
         network = Autoencoder(config.model())
@@ -269,7 +275,7 @@ def _autoencoder_stage(
         with _seeded(settings.seed + 1):
             adversary = Adversary(config.adversarial).to(device)
     return AutoencoderStage(
-        config, network.to(device), clips, held_out, show, perceptual, adversary
+        config, network.to(device), clips, held_out, show, perceptual, adversary, rfvd
     )
 
 
@@ -357,7 +363,8 @@ def _diffusion_stage(
         frames = to_uint8(torch.cat(clips, dim=2).cpu()).numpy()
         write_video(path.with_suffix(".mp4"), grid(list(frames)), model.fps or 8)
 
-    return DiffusionStage(config, network.to(device), encoder.autoencoder, cache, show)
+    few = FewVideos(config, cache, device) if config.training.score_every else None
+    return DiffusionStage(config, network.to(device), encoder.autoencoder, cache, show, few)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from pvdm_cli.runtime import generator
 from pvdm_cli.training.metrics import tally
 
 ShowSamples = Callable[[Model, Path], None]
+JudgeSamples = Callable[[Model], dict[str, float]]  # figures of videos drawn from a model
 VALIDATION = 0x7A1  # a fourth word keys validation draws apart from training draws
 
 
@@ -58,9 +59,11 @@ class DiffusionStage:
         autoencoder: Autoencoder,
         cache: Cache | LiveLatents,
         show: ShowSamples,
+        judge: JudgeSamples | None = None,
     ) -> None:
         assert config.diffusion is not None
         self.config, self.network, self.cache, self.show = config, network, cache, show
+        self.judge = judge
         self.diffusion = config.diffusion
         recompute(network, config.training.activation_checkpointing)
         self.autoencoder = autoencoder
@@ -107,6 +110,10 @@ class DiffusionStage:
         if with_prefix := torch.cat(given).tolist():
             found["val_loss_prefix"] = sum(with_prefix) / len(with_prefix)
         return found
+
+    def score(self, network: nn.Module) -> dict[str, float]:
+        """Measure drawn videos, where `training.score_every` asks for it."""
+        return self.judge(self.model(network)) if self.judge else {}
 
     def model(self, network: nn.Module) -> Model:
         """Put the denoiser beside the autoencoder whose latents it knows."""

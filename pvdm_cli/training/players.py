@@ -48,6 +48,9 @@ class Stage(Protocol[BatchT]):
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Measure on held-out videos; empty if nothing is held out."""
 
+    def score(self, network: nn.Module) -> dict[str, float]:
+        """Measure what the network draws; empty if that is not asked for."""
+
     def model(self, network: nn.Module) -> Model:
         """Make what is published: a whole model around the given weights."""
 
