@@ -17,6 +17,7 @@ from pvdm_cli.conversion import import_published as convert
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
 from pvdm_cli.data.catalog import find_videos
+from pvdm_cli.data.labels import label_videos
 from pvdm_cli.decoding import DecodeResult, decode_cache
 from pvdm_cli.demo import DemoResult
 from pvdm_cli.demo import estimate_hours as demo_hours
@@ -86,6 +87,7 @@ def encode(
     out: Path,
     *,
     autoencoder: str = "demo",
+    labels: str | Path | None = None,
     window_stride: int | None = None,
     batch_size: int = 8,
     precision: str = "fp32",
@@ -97,14 +99,18 @@ def encode(
     device: str = "auto",
     reporter: Reporter = SILENT,
 ) -> EncodeResult:
-    """Encode a folder of videos into a latent cache; see `encoding.encode_videos`."""
+    """Encode a folder of videos into a latent cache; see `encoding.encode_videos`.
+
+    Classes come from `labels`, see `data.labels.label_videos`.
+    """
     sources = find_videos(videos)
+    labelled = None if labels is None else label_videos(sources, labels, strict=strict)
     model = load_model(autoencoder, device)
     if overwrite:
         discard_cache(out)
     return encode_videos(
         model,
-        sources,
+        labelled.sources if labelled else sources,
         out,
         window_stride=window_stride,
         batch_size=batch_size,
@@ -115,6 +121,7 @@ def encode(
         shard_seconds=shard_seconds,
         reporter=reporter,
         hints=(autoencoder, str(videos)),
+        labelled=labelled,
     )
 
 
@@ -167,6 +174,8 @@ def sample(
     sampler: Literal["ddim", "ddpm"] = "ddim",
     eta: float = 1.0,
     guidance: float = 0.0,
+    class_name: str | int | None = None,
+    class_guidance: float = 0.0,
     prefix_noise: float = 0.0,
     seed: int = 0,
     batch_size: int = 4,
@@ -187,8 +196,10 @@ def sample(
             sampler=sampler,
             eta=eta,
             guidance=guidance,
+            class_guidance=class_guidance,
             prefix_noise=prefix_noise,
         ),
+        class_name=None if class_name is None else str(class_name),
         seed=seed,
         batch_size=batch_size,
         format=format,
