@@ -26,8 +26,9 @@ from pvdm_cli.describe import Description, describe
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import DataError, ModelError
-from pvdm_cli.evaluation.fvd import FvdRequest, FvdResult, measure_fvd
+from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
 from pvdm_cli.evaluation.inception import InceptionResult, measure_inception
+from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.reconstruction import (
     ReconstructionResult,
     Split,
@@ -252,7 +253,7 @@ def eval_fvd(
         fake: The generated ones.
         device: Where the detector runs.
         reporter: Told of progress.
-        scoring: How, by the names in `evaluation.fvd.FvdRequest`: frames=16, num=2048, seed=0, ...
+        scoring: How, by the names in `evaluation.protocol.FvdRequest`: frames=16, num=2048, seed=0, ...
     """
     request = FvdRequest(**scoring)
     return measure_fvd(Path(real), Path(fake), request, resolve_device(device), reporter)
@@ -289,7 +290,7 @@ def eval_model(
         seed: Of drawing and of scoring.
         device: Where all of it runs.
         reporter: Told of progress.
-        scoring: What else `evaluation.fvd.FvdRequest` takes.
+        scoring: What else `evaluation.protocol.FvdRequest` takes.
     """
     drawing = SampleRequest(
         frames=length,

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pvdm_cli.errors import PvdmError
-from pvdm_cli.evaluation.fvd import FvdRequest, FvdResult, measure_fvd
+from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
+from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.published import TABLE_1, Dataset
 from pvdm_cli.files import make_folder
 from pvdm_cli.generation import SampleRequest, generate

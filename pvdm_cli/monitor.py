@@ -6,6 +6,7 @@ Axes: b videos, s frames of a clip, H x W pixels.
 import torch
 from torch import Tensor
 
+from pvdm_cli.classes import draw_class
 from pvdm_cli.config import RunConfig
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.live import LiveLatents
@@ -64,6 +65,10 @@ class FewVideos:
         steps = min(STEPS, model.config.diffusion.num_timesteps)
         seed = self._config.training.seed
         draws = [generator(model.device, seed, number, DRAWN) for number in part]
+        classes, labels = len(model.config.classes), None
+        if classes:  # by lot, as `pvdm sample` does
+            lot = [draw_class(classes, seed, number) for number in part]
+            labels = torch.tensor(lot, device=model.device)
         sampling = Sampling(steps=Steps(steps, steps), eta=0.0)
-        clips = list(rollout(model, 1, generators=draws, sampling=sampling))
+        clips = list(rollout(model, 1, generators=draws, sampling=sampling, labels=labels))
         return to_uint8(torch.cat(clips, dim=2)).cpu()

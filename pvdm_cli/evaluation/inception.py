@@ -18,7 +18,8 @@ from pvdm_cli.errors import PvdmError
 from pvdm_cli.evaluation.c3d import FRAMES, load_c3d
 from pvdm_cli.evaluation.detector import batched
 from pvdm_cli.evaluation.footage import find_footage
-from pvdm_cli.evaluation.fvd import EXACT, first_size
+from pvdm_cli.evaluation.fvd import first_size
+from pvdm_cli.evaluation.protocol import EXACT
 from pvdm_cli.evaluation.reel import Reel, Window
 from pvdm_cli.files import sha256
 from pvdm_cli.progress import SILENT, Reporter

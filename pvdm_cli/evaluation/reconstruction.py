@@ -19,8 +19,8 @@ from pvdm_cli.data.clips import Clips
 from pvdm_cli.errors import ConfigError, DataError
 from pvdm_cli.evaluation.detector import Detector
 from pvdm_cli.evaluation.frechet import Statistics, frechet_distance
-from pvdm_cli.evaluation.fvd import PUBLISHED_VIDEOS
 from pvdm_cli.evaluation.i3d import FEWEST_FRAMES, NUM_FEATURES
+from pvdm_cli.evaluation.protocol import PUBLISHED_VIDEOS
 from pvdm_cli.evaluation.ssim import WINDOW, ssim
 from pvdm_cli.model import Model
 from pvdm_cli.models.perceptual import LPIPS

@@ -12,7 +12,8 @@ from pvdm_cli.errors import DataError, PvdmError
 from pvdm_cli.evaluation import spread
 from pvdm_cli.evaluation.features import cache_folder
 from pvdm_cli.evaluation.footage import find_footage
-from pvdm_cli.evaluation.fvd import FvdRequest, FvdResult, measure_fvd, shuffled
+from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd, shuffled
+from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.reel import Reel, Window
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.video.resize import Geometry
