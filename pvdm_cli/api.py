@@ -28,6 +28,8 @@ from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.report.page import Report
+from pvdm_cli.report.page import write_report as report
 from pvdm_cli.rollout import Sampling, Steps
 from pvdm_cli.runs import run_training
 from pvdm_cli.training.loop import TrainResult
@@ -41,6 +43,7 @@ __all__ = [
     "EncodeResult",
     "Model",
     "Plan",
+    "Report",
     "SampleBench",
     "SampleResult",
     "TrainBench",
@@ -58,6 +61,7 @@ __all__ = [
     "export_published",
     "load_model",
     "plan",
+    "report",
     "sample",
     "train",
 ]
