@@ -10,7 +10,7 @@ from pvdm_cli.report.scales import figure, linear_ticks, log_ticks, percent, tic
 from pvdm_cli.report.series import Point, Series, highest, lowest, smoothed, thinned
 
 WIDTH, HEIGHT = 360, 200
-TOP, RIGHT, BOTTOM = 22, 10, 22
+TOP, RIGHT, BOTTOM = 22, 14, 22
 MOST_STRIPS = 48  # places along the axis that tell their values
 LOG_RATIO = 8  # a logarithmic axis from this ratio of values on
 TONES = 6  # colours of the style sheet
@@ -50,6 +50,7 @@ class Look:
         ceiling: Another.
         share: Whether values are shares, told in percent.
         dots: Whether each point is drawn: there are few.
+        smooth: Whether to draw a running mean over the points.
         along: What the curves run over.
     """
 
@@ -59,6 +60,7 @@ class Look:
     ceiling: float | None = None
     share: bool = False
     dots: bool = False
+    smooth: bool = True
     along: str = "step"
 
     def told(self, value: float) -> str:
@@ -123,6 +125,7 @@ def draw(curves: Sequence[Curve], look: Look, identity: str) -> Markup:
         tag("title", look.title, id=title),
         tag("desc", describe(curves, look), id=told),
         _value_ticks(down, labels, left),
+        tag("path", d=f"M{left:.1f} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}", class_="axis"),
         _step_ticks(across),
         [_line(curve, across, down, look) for curve in curves],
         [_mark(curve, across, down, look) for curve in curves if curve.best],
@@ -185,7 +188,7 @@ def _step_ticks(axis: Axis) -> list[Markup]:
     """Write steps along the bottom."""
     ticks = [tick for tick in axis.ticks if tick >= 0 and tick == int(tick)]
     return [
-        tag("text", label, x=min(axis.at(tick), axis.end - 3 * len(label)), y=HEIGHT - 6)
+        tag("text", label, x=axis.at(tick), y=HEIGHT - 6)
         for tick, label in zip(ticks, tick_labels(ticks), strict=True)
     ]
 
@@ -197,7 +200,7 @@ def _line(curve: Curve, across: Axis, down: Axis, look: Look) -> Markup:
         places = [f"{across.at(p.step):.1f} {down.at(p.value):.1f}" for p in thinned(series)]
         return tag("path", d="M" + "L".join(places), class_=kind)
 
-    mean = [] if look.dots else smoothed(curve.series)
+    mean = smoothed(curve.series) if look.smooth and not look.dots else []
     parts = [path(curve.series, "raw"), path(mean, "mean")] if mean else []
     if not mean:
         parts = [path(curve.series, "mean")]

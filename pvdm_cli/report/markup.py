@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from html import escape
 
-VOID = {"br", "img", "meta"}
+VOID = {"br", "img", "meta", "wbr"}
 Child = object  # Markup stands as it is, lists are joined, None is left out, all else is text
 
 

@@ -10,6 +10,7 @@ from pvdm_cli.environment import machine
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import write_text
 from pvdm_cli.report import curves, evaluation, overview, settings, videos
+from pvdm_cli.report.chart import Curve
 from pvdm_cli.report.markup import Markup, tag
 from pvdm_cli.report.records import Record, names_of, read_record
 
@@ -91,7 +92,7 @@ def _refuse_other(path: Path) -> None:
 def make_page(records: Sequence[Record], report: Report, room: int) -> str:
     """Put the page together and note in the report what it shows."""
     now = time.time()
-    charts, report.charts = curves.sections(records)
+    charts, report.charts = curves.cards(records)
     report.evaluations = sum(
         len(evaluation.scores(line)) for record in records for line in record.evaluations
     )
@@ -102,7 +103,7 @@ def make_page(records: Sequence[Record], report: Report, room: int) -> str:
         overview.notes(records),
         overview.summary(records),
         *_section("videos", "Videos", _videos(records, report, room)),
-        *_section("curves", "Curves", charts or [tag("p", "No metrics yet.")]),
+        *_section("curves", "Curves", [curves.caution(records), _cards(charts, "No metrics yet.")]),
         *_section("evaluation", "Evaluation", [evaluation.results(records)]),
         *_section("drift", "Drift", evaluation.drift(records)),
         *_section("configuration", "Configuration", _configurations(records)),
@@ -126,20 +127,23 @@ def _each(records: Sequence[Record], make: Callable[[Record], list[Markup]]) -> 
     return [tag("section", tag("h3", record.name), make(record)) for record in records]
 
 
+def _cards(cards: Sequence[Markup], none: str) -> Markup:
+    """Lay cards out, or say that there are none."""
+    return tag("div", cards, class_="cards") if cards else tag("p", none)
+
+
 def _videos(records: Sequence[Record], report: Report, room: int) -> list[Markup]:
     """Embed sample videos; each run gets an equal part of the room that is left."""
-    parts = []
+    cards = []
     for number, record in enumerate(records):
         part = room // (len(records) - number)
         shown, left = videos.pick(record.path, part)
         room -= part - left
         report.videos += [each.path for each in shown if each.content is not None]
         report.left_out += [each.path for each in shown if each.content is None]
-        if shown:
-            cards = [videos.figure(each, record.stage) for each in shown]
-            name = tag("h3", record.name) if len(records) > 1 else None
-            parts.append(tag("section", name, tag("div", cards, class_="cards")))
-    return parts or [tag("p", "No sample videos yet.")]
+        whose = curves.swatch(Curve(record.name, [], number)) if len(records) > 1 else None
+        cards += [videos.figure(each, record.stage, whose) for each in shown]
+    return [_cards(cards, "No sample videos yet.")]
 
 
 def _configurations(records: Sequence[Record]) -> list[Markup]:

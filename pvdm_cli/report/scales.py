@@ -13,7 +13,7 @@ def linear_ticks(low: float, high: float, count: int = 4) -> list[float]:
         return [low]
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * k for k in STEPS if power * k >= rough * 0.999)
+    step = min((power * k for k in STEPS), key=lambda step: abs(math.log(step / rough)))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [k * step for k in range(first, last + 1)]
 
@@ -42,7 +42,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     if gaps and max(gaps) > 1.01 * min(gaps):  # logarithmic: each with decimals of its own
         return [f"{tick:.4g}" for tick in ticks]
     decimals = max(0, -math.floor(math.log10(min(gaps)) + 1e-9)) if gaps else 3
-    return [f"{tick:.{decimals}f}" for tick in ticks]
+    return [f"{tick:,.{decimals}f}" for tick in ticks]
 
 
 def _scientific(value: float) -> str:

@@ -4,7 +4,7 @@ import base64
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvdm_cli.report.markup import Markup, tag
+from pvdm_cli.report.markup import Child, Markup, tag
 from pvdm_cli.report.scales import file_size
 
 KINDS = {
@@ -66,15 +66,22 @@ def pick(run: Path, room: int) -> tuple[list[Shown], int]:
     return [shown[number] for number in sorted(shown)], room
 
 
-def figure(shown: Shown, stage: str) -> Markup:
-    """Show one video, or say that there was no room for it."""
+def figure(shown: Shown, stage: str, whose: Child = None) -> Markup:
+    """Show one video, or say that there was no room for it.
+
+    Args:
+        shown: The video.
+        stage: Says what can be seen on it.
+        whose: Names its run, where there are several.
+    """
     step = shown.path.stem.removeprefix("step-").lstrip("0")
     name = f"step {int(step):,}" if step.isdigit() else shown.path.name
     words = f"{shown.which.capitalize()}, {name}: {SHOWN.get(stage, 'a sample')}."
+    caption = tag("figcaption", [whose, tag("br")] if whose else None, words)
     if shown.content is None:
         left = f"{shown.path} ({file_size(shown.bytes)}) is left out; --video-mb gives more room."
-        return tag("figure", tag("p", left, class_="note"), tag("figcaption", words))
-    return tag("figure", _player(shown, words), tag("figcaption", words))
+        return tag("figure", tag("p", left, class_="note"), caption)
+    return tag("figure", _player(shown, words), caption)
 
 
 def _player(shown: Shown, words: str) -> Markup:
