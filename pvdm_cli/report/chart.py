@@ -118,7 +118,8 @@ def draw(curves: Sequence[Curve], look: Look, identity: str) -> Markup:
         labels = [f"{label} %" for label in labels]
     left = 10 + 6.6 * max(map(len, labels))
     steps = [point.step for curve in curves for point in curve.series]
-    across = Axis(*_widened(min(0, *steps), max(steps)), left, WIDTH - RIGHT)
+    first = 0 if look.along == "step" else min(steps)
+    across = Axis(*_widened(first, max(steps)), left, WIDTH - RIGHT)
     title, told = f"{identity}-title", f"{identity}-told"
     return tag(
         "svg",
@@ -152,8 +153,8 @@ def _value_axis(curves: Sequence[Curve], look: Look) -> Axis:
     low = min(lowest(curve.series).value for curve in curves)
     high = max(highest(curve.series).value for curve in curves)
     start, end = HEIGHT - BOTTOM, TOP
-    if look.logarithmic and low > 0 and high / low >= LOG_RATIO:
-        room = (high / low) ** 0.04
+    if look.logarithmic and low > 0 and high >= LOG_RATIO * low:
+        room = 10 ** min(1.0, 0.04 * (math.log10(high) - math.log10(low)))
         return Axis(low / room, high * room, start, end, logarithmic=True)
     room = 0.04 * (high - low)
     low, high = low - room, high + room

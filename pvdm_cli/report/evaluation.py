@@ -1,6 +1,7 @@
 """Evaluation results and drift, read liberally: whatever is a number is shown."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from statistics import stdev
 from typing import Any, NamedTuple
 
@@ -41,13 +42,21 @@ def scores(line: Facts) -> list[Score]:
             str(key),
             float(value),
             _spread(line, details),
-            str(line.get("time") or ""),
+            _moment(str(line.get("time") or "")),
             {key: value for key, value in conditions.items() if value not in (None, [], {})},
             [str(each) for each in (differs if isinstance(differs, list) else [differs])],
         )
         for key, value in results.items()
         if _number(value)
     ]
+
+
+def _moment(text: str) -> str:
+    """Shorten a time of ISO 8601; leave anything else."""
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return text
 
 
 def _number(value: Any) -> bool:
@@ -91,10 +100,8 @@ def _conditions(score: Score) -> Markup:
     rows = [[key, shown(value)] for key, value in score.conditions.items()]
     if not rows:
         return tag("div", notes)
-    protocol = [key for key in score.conditions if key.partition(".")[0] == "protocol"]
-    title = "protocol and conditions" if protocol else "conditions"
-    inner = table(["key", "value"], rows, caption=f"{score.name}: conditions", class_="facts")
-    return tag("div", notes, tag("details", tag("summary", title), inner))
+    inner = table(["key", "value"], rows, caption=f"{score.name}: protocol", class_="facts")
+    return tag("div", notes, tag("details", tag("summary", "protocol"), inner))
 
 
 def shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 STEPS = (1, 2, 5, 10)  # a tick is one of these times a power of ten
+UNITS = (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1))
 
 
 def linear_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -37,10 +38,10 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     if most >= 10_000:
         unit, letter = (1e6, "M") if most >= 1e6 else (1e3, "k")
         return [f"{tick / unit:.4g}{letter}" if tick else "0" for tick in ticks]
-    if 0 < most < 1e-3 or (gaps and min(gaps) < 1e-4):
+    if 0 < most < 1e-3:
         return [_scientific(tick) for tick in ticks]
     if gaps and max(gaps) > 1.01 * min(gaps):  # logarithmic: each with decimals of its own
-        return [f"{tick:.4g}" for tick in ticks]
+        return [_scientific(tick) if tick < 1e-3 else f"{tick:.4g}" for tick in ticks]
     decimals = max(0, -math.floor(math.log10(min(gaps)) + 1e-9)) if gaps else 3
     return [f"{tick:,.{decimals}f}" for tick in ticks]
 
@@ -77,9 +78,9 @@ def file_size(count: int) -> str:
 
 def duration(seconds: float) -> str:
     """Write a time in the two units that suit it."""
-    for big, small, size in (("d", "h", 86_400), ("h", "min", 3_600), ("min", "s", 60)):
-        if seconds >= size:
-            parts = {"h": 3_600, "min": 60, "s": 1}
-            whole, rest = divmod(round(seconds / parts[small]), size // parts[small])
+    for big, size, small, unit in UNITS:
+        count = round(seconds / unit)
+        if count * unit >= size:
+            whole, rest = divmod(count, size // unit)
             return f"{whole} {big} {rest} {small}" if rest else f"{whole} {big}"
     return f"{seconds:.3g} s"

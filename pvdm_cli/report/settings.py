@@ -78,7 +78,7 @@ def _command(record: Record) -> Markup | None:
     """Show the command of the last start, or what checkpoints say of it."""
     told = record.starts[-1].get("command") if record.starts else None
     if isinstance(told, list) and told:
-        return tag("pre", shlex.join(map(str, told)), tabindex="0")
+        return tag("pre", shlex.join(map(str, told)), class_="command")
     if record.preset is None:
         return None
     overrides = record.provenance.get("overrides")
@@ -86,7 +86,7 @@ def _command(record: Record) -> Markup | None:
     words += map(str, overrides) if isinstance(overrides, list) else []
     return tag(
         "div",
-        tag("pre", shlex.join(words), tabindex="0"),
+        tag("pre", shlex.join(words), class_="command"),
         tag("p", "As its checkpoints tell it; from which data is not recorded.", class_="note"),
     )
 

@@ -53,7 +53,8 @@ def pick(run: Path, room: int) -> tuple[list[Shown], int]:
     )
     if not files:
         return [], room
-    wanted = {0: "first", (len(files) - 1) // 2: "middle", len(files) - 1: "newest"}
+    last = len(files) - 1
+    wanted = {last // 2: "middle"} | {0: "first"} | {last: "newest"}
     shown: dict[int, Shown] = {}
     for number in sorted(wanted, key=lambda n: ("newest", "first", "middle").index(wanted[n])):
         try:
