@@ -12,6 +12,7 @@ from pvdm_cli.report.series import Point, Series, highest, lowest, smoothed, thi
 WIDTH, HEIGHT = 360, 200
 TOP, RIGHT, BOTTOM = 22, 14, 22
 MOST_STRIPS = 48  # places along the axis that tell their values
+MOST_TOLD = 6  # values beside each other above the chart
 LOG_RATIO = 8  # a logarithmic axis from this ratio of values on
 TONES = 6  # colours of the style sheet
 
@@ -249,7 +250,7 @@ def _strips(curves: Sequence[Curve], across: Axis, down: Axis, look: Look) -> li
                 tag(
                     "text",
                     f"{look.along} {step:,}",
-                    [tag("tspan", value, dx=8, class_=curve.tone) for curve, value in found],
+                    [tag("tspan", value, dx=8, class_=c.tone) for c, value in found[:MOST_TOLD]],
                     x=across.start,
                     y=13,
                 ),

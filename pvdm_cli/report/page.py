@@ -81,10 +81,13 @@ def write_report(
 
 def _refuse_other(path: Path) -> None:
     """Check that what is at a path is an earlier report, if anything."""
-    if not path.exists():
+    try:
+        with path.open("rb") as file:
+            begins = file.read(1024)
+    except FileNotFoundError:
         return
-    with path.open("rb") as file:
-        begins = file.read(1024)
+    except OSError as error:
+        raise PvdmError(f"{path}: {error.strerror}; give another --out") from error
     if MARK.encode() not in begins:
         raise PvdmError(f"{path} exists and is no report; give another --out, or --overwrite")
 

@@ -113,11 +113,17 @@ def _refuse_other(path: Path) -> None:
         raise ModelError(f"{path}: no such folder; give the --out of a `pvdm train`")
     if not path.is_dir():
         raise ModelError(f"{path}: a file, no run folder; give the --out of a `pvdm train`")
-    if not any((path / marker).is_file() for marker in ("config.yaml", "metrics.jsonl")):
+    if not _is_run(path):
+        below = [str(folder) for folder in sorted(path.iterdir()) if _is_run(folder)]
+        instead = " or ".join(below[:4]) or "the --out of a `pvdm train`"
         raise ModelError(
-            f"{path}: no run folder (it holds neither config.yaml nor metrics.jsonl); give the "
-            "--out of a `pvdm train`"
+            f"{path}: no run folder (it holds neither config.yaml nor metrics.jsonl); give {instead}"
         )
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a path is a folder with what every run has."""
+    return any((path / marker).is_file() for marker in ("config.yaml", "metrics.jsonl"))
 
 
 def _read_settings(record: Record) -> None:

@@ -65,7 +65,7 @@ def figure(value: float) -> str:
 
 def percent(value: float) -> str:
     """Write a share."""
-    return f"{100 * value:.3g} %"
+    return f"{round(100 * value, 2):.3g} %"
 
 
 def file_size(count: int) -> str:

@@ -192,12 +192,13 @@ def test_a_folder_gets_a_page_of_the_usual_name(pvdm: Call, run: Path, tmp_path:
     folder = tmp_path / "pages"
     folder.mkdir()
     assert told(pvdm, run, "-o", folder)["path"] == str(folder / "report.html")
-    assert "exists and is a folder" not in pvdm("report", run, "-o", folder).err
+    assert pvdm("report", run, "-o", folder).code == 0
 
 
 def test_what_is_no_run_is_one_sentence(refusal: Refusal, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     assert "no run folder" in refusal("report", run / "samples", "-o", out)
+    assert f"give {run}\n" in refusal("report", tmp_path, "-o", out)
     assert "no such folder" in refusal("report", run, tmp_path / "nowhere", "-o", out)
     assert not out.exists()
 

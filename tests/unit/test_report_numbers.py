@@ -68,7 +68,7 @@ def test_values_are_told_shortly() -> None:
     assert [figure(v) for v in (0, 0.0429831, 27.5844, 1.007e-9, 123456.7, -3.5)] == [
         *("0", "0.04298", "27.58", "1.01e-9", "123,457", "-3.5")
     ]
-    assert [percent(v) for v in (0, 0.0234, 1)] == ["0 %", "2.34 %", "100 %"]
+    assert [percent(v) for v in (9e-7, 0.0234, 1)] == ["0 %", "2.34 %", "100 %"]
     assert [file_size(v) for v in (20_957, 1_500_000, 2_000_000_000)] == [
         *("21 kB", "1.5 MB", "2 GB")
     ]

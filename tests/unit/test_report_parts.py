@@ -8,11 +8,12 @@ import pytest
 from run_folders import checkpoint, lines, write_run
 
 from pvdm_cli.errors import ModelError
-from pvdm_cli.report.chart import Curve, Look, draw
+from pvdm_cli.report.chart import TONES, Curve, Look, draw
 from pvdm_cli.report.curves import caution, curves_of
 from pvdm_cli.report.evaluation import drift_series, scores
 from pvdm_cli.report.markup import Markup, table, tag
 from pvdm_cli.report.overview import state
+from pvdm_cli.report.page import STYLE
 from pvdm_cli.report.panels import PANELS, panels_for
 from pvdm_cli.report.records import Record, flat, names_of, read_record
 from pvdm_cli.report.series import Point
@@ -168,6 +169,24 @@ def test_any_values_can_be_drawn(values: list[float], logarithmic: bool) -> None
     assert "nan" not in svg
     assert "inf" not in svg
     assert "d1" in svg
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of a colour such as #0067a8 (WCAG 2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(weight * p for weight, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_colours_stand_out_from_the_card_in_light_and_dark() -> None:
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#\w{6})", part))
+        for part in STYLE.read_text().split("@media (prefers-color-scheme: dark)")
+    )
+    for colours in (light, dark):
+        for name in ("ink", "soft", *(f"c{i}" for i in range(TONES))):
+            high, low = sorted((luminance(colours[name]), luminance(colours["card"])))[::-1]
+            assert (high + 0.05) / (low + 0.05) >= 4.5, name
 
 
 def test_a_long_run_makes_a_small_chart() -> None:
