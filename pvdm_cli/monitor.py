@@ -6,6 +6,7 @@ Axes: b videos, s frames of a clip, H x W pixels.
 import torch
 from torch import Tensor
 
+from pvdm_cli.classes import draw_class
 from pvdm_cli.config import RunConfig
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.live import LiveLatents
@@ -59,11 +60,14 @@ class FewVideos:
             return to_uint8(model.autoencoder.decode(unflatten(z, model.config.latent))).cpu()
 
     def _drawn(self, model: Model, part: list[int]) -> Tensor:
-        """First clips uint8 [b, s, H, W, 3] of new videos."""
+        """First clips uint8 [b, s, H, W, 3] of new videos; of classes by lot, if there are any."""
         assert model.config.diffusion is not None
         steps = min(STEPS, model.config.diffusion.num_timesteps)
         seed = self._config.training.seed
         draws = [generator(model.device, seed, number, DRAWN) for number in part]
         sampling = Sampling(steps=Steps(steps, steps), eta=0.0)
-        clips = list(rollout(model, 1, generators=draws, sampling=sampling))
+        num_classes = len(model.config.classes)
+        labels = [draw_class(num_classes, seed, number) for number in part] if num_classes else None
+        told = None if labels is None else torch.tensor(labels, device=model.device)
+        clips = list(rollout(model, 1, generators=draws, sampling=sampling, labels=told))
         return to_uint8(torch.cat(clips, dim=2)).cpu()
