@@ -39,6 +39,8 @@ from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.report.page import Report
+from pvdm_cli.report.page import write_report as report
 from pvdm_cli.rollout import Sampling, Steps
 from pvdm_cli.runs import run_training
 from pvdm_cli.runtime import resolve_device
@@ -57,6 +59,7 @@ __all__ = [
     "Model",
     "Plan",
     "ReconstructionResult",
+    "Report",
     "SampleBench",
     "SampleResult",
     "TrainBench",
@@ -78,6 +81,7 @@ __all__ = [
     "export_published",
     "load_model",
     "plan",
+    "report",
     "sample",
     "train",
 ]

@@ -20,10 +20,8 @@ PACKAGES = (
 )
 
 
-def environment() -> dict[str, Any]:
-    """Collect versions, processors and memory."""
-    import torch
-
+def machine() -> dict[str, Any]:
+    """Collect what there is to know without loading torch."""
     return {
         "pvdm": _version("pvdm"),
         "python": platform.python_version(),
@@ -31,6 +29,15 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": _cores(),
         "memory": _memory(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Collect versions, processors and memory."""
+    import torch
+
+    return {
+        **machine(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda or "not built in",

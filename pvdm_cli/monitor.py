@@ -60,15 +60,14 @@ class FewVideos:
             return to_uint8(model.autoencoder.decode(unflatten(z, model.config.latent))).cpu()
 
     def _drawn(self, model: Model, part: list[int]) -> Tensor:
-        """First clips uint8 [b, s, H, W, 3] of new videos."""
+        """First clips uint8 [b, s, H, W, 3] of new videos; of classes by lot, if there are any."""
         assert model.config.diffusion is not None
         steps = min(STEPS, model.config.diffusion.num_timesteps)
         seed = self._config.training.seed
         draws = [generator(model.device, seed, number, DRAWN) for number in part]
-        classes, labels = len(model.config.classes), None
-        if classes:  # by lot, as `pvdm sample` does
-            lot = [draw_class(classes, seed, number) for number in part]
-            labels = torch.tensor(lot, device=model.device)
         sampling = Sampling(steps=Steps(steps, steps), eta=0.0)
-        clips = list(rollout(model, 1, generators=draws, sampling=sampling, labels=labels))
+        num_classes = len(model.config.classes)
+        labels = [draw_class(num_classes, seed, number) for number in part] if num_classes else None
+        told = None if labels is None else torch.tensor(labels, device=model.device)
+        clips = list(rollout(model, 1, generators=draws, sampling=sampling, labels=told))
         return to_uint8(torch.cat(clips, dim=2)).cpu()

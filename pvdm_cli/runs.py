@@ -35,6 +35,8 @@ from pvdm_cli.training.autoencoder import AutoencoderStage
 from pvdm_cli.training.diffusion import DiffusionStage, check_cache, check_geometry
 from pvdm_cli.training.loop import TrainResult, train
 from pvdm_cli.training.players import Stage
+from pvdm_cli.training.starts import FILE as STARTS
+from pvdm_cli.training.starts import record_start
 from pvdm_cli.video.pixels import to_uint8
 from pvdm_cli.video.write import grid, write_video
 
@@ -122,6 +124,8 @@ def run_training(
         if overwrite:  # only now that nothing is left to refuse
             _clear(run)
         write_text(run / "config.yaml", dump_yaml(config))
+        inputs = {"data": data, "cache": cache, "autoencoder": autoencoder}
+        record_start(run, provenance or {}, inputs, str(target))
         return train(stage, config, run, provenance=provenance, reporter=reporter, stop=stop)
 
 
@@ -234,7 +238,7 @@ def _clear(run: Path) -> None:
     for path in (run / "checkpoints", run / "samples", run / "tensorboard"):
         if path.exists():
             remove_folder(path)
-    for path in (run / "latest", run / "best", run / "metrics.jsonl"):
+    for path in (run / "latest", run / "best", run / "metrics.jsonl", run / STARTS):
         path.unlink(missing_ok=True)
 
 

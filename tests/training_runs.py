@@ -127,7 +127,7 @@ def prepare(root: Path) -> Place:
 
 
 def contents(run: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
-    """All files of a run by name, metrics without rates; the lock is no content.
+    """All files of a run by name, metrics without rates; the lock is no content, nor are starts.
 
     Of a video only the size counts: x264 reads past the edge of small pictures (its mbtree), so
     equal pictures may become different files.
@@ -135,7 +135,7 @@ def contents(run: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        if path.is_file() and name not in {".lock", *without}:
+        if path.is_file() and name not in {".lock", "starts.jsonl", *without}:
             found[name] = read(path).shape if path.suffix == ".mp4" else path.read_bytes()
     if "metrics.jsonl" in found:
         found["metrics.jsonl"] = metrics(run)

@@ -22,6 +22,7 @@ from pvdm_cli.cli.encode import encode
 from pvdm_cli.cli.env import env
 from pvdm_cli.cli.info import info
 from pvdm_cli.cli.presets import cat, cp, ls
+from pvdm_cli.cli.report import report
 from pvdm_cli.cli.sample import sample
 from pvdm_cli.cli.train import train
 from pvdm_cli.errors import PvdmError
@@ -33,6 +34,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     encode,
     decode,
     train,
+    report,
     convert,
     info,
     env,
