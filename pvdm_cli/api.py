@@ -6,16 +6,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pvdm_cli.benchmark.sample import SampleBench, bench_sample
 from pvdm_cli.benchmark.train import TrainBench, bench_train, fitting_batch
+from pvdm_cli.comparison import Comparison, compare
 from pvdm_cli.config import load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
 from pvdm_cli.data.catalog import find_videos
+from pvdm_cli.data.labels import label_videos
 from pvdm_cli.decoding import DecodeResult, decode_cache
 from pvdm_cli.demo import DemoResult
 from pvdm_cli.demo import estimate_hours as demo_hours
@@ -24,6 +26,14 @@ from pvdm_cli.describe import Description, describe
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import DataError, ModelError
+from pvdm_cli.evaluation.fvd import FvdRequest, FvdResult, measure_fvd
+from pvdm_cli.evaluation.inception import InceptionResult, measure_inception
+from pvdm_cli.evaluation.reconstruction import (
+    ReconstructionResult,
+    Split,
+    holdout_of,
+    measure_reconstruction,
+)
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
@@ -32,17 +42,22 @@ from pvdm_cli.report.page import Report
 from pvdm_cli.report.page import write_report as report
 from pvdm_cli.rollout import Sampling, Steps
 from pvdm_cli.runs import run_training
+from pvdm_cli.runtime import resolve_device
 from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.synthetic import write_skies
 
 __all__ = [
+    "Comparison",
     "Conversion",
     "DecodeResult",
     "DemoResult",
     "Description",
     "EncodeResult",
+    "FvdResult",
+    "InceptionResult",
     "Model",
     "Plan",
+    "ReconstructionResult",
     "Report",
     "SampleBench",
     "SampleResult",
@@ -58,6 +73,10 @@ __all__ = [
     "draw_skies",
     "encode",
     "environment",
+    "eval_fvd",
+    "eval_inception",
+    "eval_model",
+    "eval_reconstruction",
     "export_published",
     "load_model",
     "plan",
@@ -72,6 +91,7 @@ def encode(
     out: Path,
     *,
     autoencoder: str = "demo",
+    labels: str | Path | None = None,
     window_stride: int | None = None,
     batch_size: int = 8,
     precision: str = "fp32",
@@ -83,14 +103,18 @@ def encode(
     device: str = "auto",
     reporter: Reporter = SILENT,
 ) -> EncodeResult:
-    """Encode a folder of videos into a latent cache; see `encoding.encode_videos`."""
+    """Encode a folder of videos into a latent cache; see `encoding.encode_videos`.
+
+    Classes come from `labels`, see `data.labels.label_videos`.
+    """
     sources = find_videos(videos)
+    labelled = None if labels is None else label_videos(sources, labels, strict=strict)
     model = load_model(autoencoder, device)
     if overwrite:
         discard_cache(out)
     return encode_videos(
         model,
-        sources,
+        labelled.sources if labelled else sources,
         out,
         window_stride=window_stride,
         batch_size=batch_size,
@@ -101,6 +125,7 @@ def encode(
         shard_seconds=shard_seconds,
         reporter=reporter,
         hints=(autoencoder, str(videos)),
+        labelled=labelled,
     )
 
 
@@ -153,6 +178,8 @@ def sample(
     sampler: Literal["ddim", "ddpm"] = "ddim",
     eta: float = 1.0,
     guidance: float = 0.0,
+    class_name: str | int | None = None,
+    class_guidance: float = 0.0,
     prefix_noise: float = 0.0,
     seed: int = 0,
     batch_size: int = 4,
@@ -173,8 +200,10 @@ def sample(
             sampler=sampler,
             eta=eta,
             guidance=guidance,
+            class_guidance=class_guidance,
             prefix_noise=prefix_noise,
         ),
+        class_name=None if class_name is None else str(class_name),
         seed=seed,
         batch_size=batch_size,
         format=format,
@@ -214,6 +243,111 @@ def train(
         reporter=reporter,
         stop=stop,
         find_batch=lambda config: fitting_batch(config, device, reporter),
+    )
+
+
+def eval_fvd(
+    real: Path, fake: Path, *, device: str = "auto", reporter: Reporter = SILENT, **scoring: Any
+) -> FvdResult:
+    """Measure the Frechet video distance of two sets of videos; see `evaluation.fvd`.
+
+    Args:
+        real: The real videos.
+        fake: The generated ones.
+        device: Where the detector runs.
+        reporter: Told of progress.
+        scoring: How, by the names in `evaluation.fvd.FvdRequest`: frames=16, num=2048, seed=0, ...
+    """
+    request = FvdRequest(**scoring)
+    return measure_fvd(Path(real), Path(fake), request, resolve_device(device), reporter)
+
+
+def eval_model(
+    real: Path,
+    model: str | Path,
+    out: Path,
+    *,
+    steps: str = "400/400",
+    length: int = 128,
+    num: int = 2048,
+    batch_size: int = 4,
+    checkpoint: Checkpoint | None = None,
+    dataset: Literal["ucf101", "sky"] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+    **scoring: Any,
+) -> Comparison:
+    """Draw videos from a model and set its scores below the paper's; see `comparison.compare`.
+
+    Args:
+        real: The real videos.
+        model: What to draw from.
+        out: Where drawn videos and `metric-*.jsonl` go; what is there already is not drawn again.
+        steps: Of sampling.
+        length: Frames of a drawn video.
+        num: Videos drawn, and most clips of either side.
+        batch_size: Videos drawn at once.
+        checkpoint: Of a run.
+        dataset: Whose published rows to show.
+        seed: Of drawing and of scoring.
+        device: Where all of it runs.
+        reporter: Told of progress.
+        scoring: What else `evaluation.fvd.FvdRequest` takes.
+    """
+    drawing = SampleRequest(
+        frames=length,
+        num=num,
+        sampling=Sampling(steps=Steps.parse(steps)),
+        seed=seed,
+        batch_size=batch_size,
+        format="npz",
+    )
+    drawing.check()
+    request = FvdRequest(num=num, seed=seed, **scoring)
+    request.check()
+    origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
+    found = load_model(model, device, checkpoint)
+    return compare(
+        found, origin, Path(real), Path(out), drawing, request, dataset=dataset, reporter=reporter
+    )
+
+
+def eval_inception(
+    fake: Path,
+    *,
+    convention: Literal["tgan2", "stylegan-v"] = "stylegan-v",
+    num: int | None = None,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> InceptionResult:
+    """Measure the inception score of generated videos; see `evaluation.inception`."""
+    return measure_inception(
+        Path(fake), resolve_device(device), convention=convention, num=num, reporter=reporter
+    )
+
+
+def eval_reconstruction(
+    model: str | Path,
+    data: Path,
+    *,
+    split: Split = "held-out",
+    holdout: float | None = None,
+    num: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> ReconstructionResult:
+    """Measure how well an autoencoder gives clips back; see `evaluation.reconstruction`."""
+    found = load_model(model, device, checkpoint)
+    return measure_reconstruction(
+        found,
+        str(model),
+        Path(data),
+        split_name=split,
+        holdout=holdout_of(Path(model)) if holdout is None else holdout,
+        num=num,
+        reporter=reporter,
     )
 
 

@@ -139,6 +139,18 @@ class DenoiserConfig(Section):
     normalise: bool = Field(
         False, description="work on latents of mean 0 and variance 1, by the cache's statistics"
     )
+    classes: tuple[str, ...] = Field(
+        (),
+        description="names of the classes it knows; left out, data.labels=true takes the cache's",
+    )
+
+    @model_validator(mode="after")
+    def _distinct_classes(self) -> Self:
+        """Reject names that do not tell classes apart."""
+        for name in self.classes:
+            if not name or self.classes.count(name) > 1:
+                raise ValueError(f"classes holds {name!r} {'twice' if name else '(no name)'}")
+        return self
 
     @model_validator(mode="after")
     def _splittable_channels(self) -> Self:
@@ -181,6 +193,12 @@ class DiffusionConfig(Section):
         ge=0,
         description="largest standard deviation of noise on the prefix in training; the network is "
         "told how much",
+    )
+    class_dropout: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="chance of training without the class, which guidance needs; with data.labels",
     )
     overlap: int = Field(
         0, ge=0, description="frames a clip shares with the one before, at most half; published: 0"
@@ -283,10 +301,22 @@ class TrainingConfig(Section):
         1000, ge=1, description="steps between two measurements on held-out videos"
     )
     validation_clips: int = Field(64, ge=1, description="how many clips of them")
+    judge: Literal["psnr", "rfvd"] = Field(
+        "psnr",
+        description="first stage: which figure of held-out videos the best checkpoint and patience "
+        "go by; rfvd needs the I3D (docs/evaluation.md)",
+    )
     patience: int = Field(
         0, ge=0, description="validations in a row without a better figure that end a run; 0: never"
     )
     sample_every: int = Field(0, ge=0, description="0 draws samples only at the end")
+    score_every: int = Field(
+        0,
+        ge=0,
+        description="second stage: steps between two FVD of a few drawn videos; needs the I3D; 0: "
+        "never",
+    )
+    score_videos: int = Field(16, ge=2, description="how few")
     checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
     keep_every: int = Field(0, ge=0, description="keep every checkpoint of a multiple of this step")
@@ -331,6 +361,9 @@ class DataConfig(Section):
 
     cache: bool = Field(
         True, description="off: the second stage encodes videos as it goes instead of a cache"
+    )
+    labels: bool = Field(
+        False, description="the second stage learns the classes of the cache (or of folders)"
     )
     holdout: float = Field(
         0.05, ge=0, lt=1, description="share of videos kept for validation, chosen by path hash"
@@ -393,6 +426,11 @@ class ModelConfig(Section):
             w=self.clip.width // patch,
         )
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the denoiser knows."""
+        return self.denoiser.classes if self.denoiser else ()
+
     def num_clips(self, frames: int) -> int:
         """Clips that a roll-out needs for so many frames."""
         overlap = self.diffusion.overlap if self.diffusion else 0
@@ -418,8 +456,18 @@ class RunConfig(ModelConfig):
             raise ValueError("adversarial belongs to stage: autoencoder; leave it out")
         if self.stage == "diffusion" and self.loss != LossConfig():
             raise ValueError("loss belongs to stage: autoencoder; leave it out")
+        if self.stage == "diffusion" and self.training.judge != "psnr":
+            raise ValueError(
+                "training.judge belongs to stage: autoencoder; the second stage goes by val_loss"
+            )
+        if self.stage == "autoencoder" and self.training.score_every:
+            raise ValueError("training.score_every belongs to stage: diffusion; leave it out")
         if self.stage == "autoencoder" and not self.data.cache:
             raise ValueError("data.cache=off belongs to stage: diffusion; leave it out")
+        if self.stage == "autoencoder" and self.data.labels:
+            raise ValueError("data.labels belongs to stage: diffusion; leave it out")
+        if not self.data.labels:
+            self._refuse_classes()
         if self.stage == "diffusion" and self.data.flip and self.data.cache:
             raise ValueError("data.flip=true mirrors videos, not latents; it needs data.cache=off")
         small = min(self.clip.height, self.clip.width) < 16
@@ -429,6 +477,14 @@ class RunConfig(ModelConfig):
                 f"{self.clip.height}x{self.clip.width}; use loss.lpips=0"
             )
         return self
+
+    def _refuse_classes(self) -> None:
+        """Reject keys that change nothing without labels."""
+        if self.denoiser is not None and self.denoiser.classes:
+            raise ValueError("denoiser.classes needs data.labels=true")
+        usual = DiffusionConfig.model_fields["class_dropout"].default
+        if self.diffusion is not None and self.diffusion.class_dropout != usual:
+            raise ValueError("diffusion.class_dropout needs data.labels=true")
 
     def model(self) -> ModelConfig:
         """The part that describes the networks."""

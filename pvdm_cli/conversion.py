@@ -148,6 +148,7 @@ def _refuse_unpublishable(config: ModelConfig, folder: Path, kinds: Sequence[str
     more = {f"denoiser.{key}": getattr(config.denoiser, key) for key in ("positions", "normalise")}
     if config.diffusion is not None:
         more["diffusion.prefix_noise"] = config.diffusion.prefix_noise
+    more["data.labels"] = bool(config.classes)
     for key, value in more.items():
         if value:
             raise ModelError(

@@ -5,6 +5,7 @@ Reads only descriptions (JSON, YAML, the headers of weight files), never weights
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,6 +149,7 @@ def _cache(path: Path) -> Facts:
         "clips": manifest.clips,
         "videos": manifest.videos,
         "skipped": manifest.skipped,
+        "classes": _classes(path, manifest.labels),
         "bytes": manifest.bytes,
         "clip": manifest.clip.model_dump(),
         "window_stride": manifest.window_stride,
@@ -157,6 +159,18 @@ def _cache(path: Path) -> Facts:
         "fingerprint": manifest.fingerprint,
         "source": manifest.source,
     }
+
+
+def _classes(path: Path, labels: tuple[str, ...]) -> Facts | None:
+    """Encoded videos of each class of a cache, and of none; None for a cache without classes."""
+    from pvdm_cli.data.cache_format import read_skipped, read_videos
+
+    if not labels:
+        return None
+    skipped = {entry.video for entry in read_skipped(path)}
+    counts = Counter(row.label for row in read_videos(path) if row.video not in skipped)
+    without = {"(none)": counts[-1]} if counts[-1] else {}
+    return {name: counts[label] for label, name in enumerate(labels)} | without
 
 
 def _video(path: Path) -> Facts:
@@ -202,6 +216,7 @@ def _size_facts(config: ModelConfig) -> Facts:
         "latent": f"[{latent.c}, {latent.flat}] = {latent.c} x ({latent.h}x{latent.w} + "
         f"{latent.s}x{latent.w} + {latent.s}x{latent.h})",
         "denoiser": config.denoiser.base_channels if config.denoiser else None,
+        "classes": list(config.classes) or None,
         "objective": config.diffusion.objective if config.diffusion else None,
         "overlap": config.diffusion.overlap if config.diffusion else None,
     }

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from pvdm_cli.data.cache_format import Identity, Skipped, VideoRow
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, CacheWriter, Plan, Stamp
 from pvdm_cli.data.catalog import Source
 from pvdm_cli.data.feed import Clip, Ended, Failed, Job, feed
+from pvdm_cli.data.labels import Labelled, say_missing
 from pvdm_cli.errors import DataError, ModelError, VideoError
 from pvdm_cli.latents import flatten
 from pvdm_cli.model import Model
@@ -39,6 +40,8 @@ class EncodeResult:
     fps: float | None
     seconds: float
     skipped: list[Skipped]
+    classes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # listed with a class, but not there
 
     @property
     def clips_per_second(self) -> float:
@@ -60,6 +63,7 @@ def encode_videos(
     shard_bytes: int = SHARD_BYTES,
     shard_seconds: float = SHARD_SECONDS,
     hints: tuple[str, str] | None = None,
+    labelled: Labelled | None = None,
 ) -> EncodeResult:
     """Encode videos into a latent cache; the same call again continues or does nothing.
 
@@ -76,11 +80,15 @@ def encode_videos(
         shard_bytes: A shard closes at this size ...
         shard_seconds: ... or after this time.
         hints: Where the model and the videos are, for the manifest.
+        labelled: Classes of the videos; None: they have none.
 
     Raises:
         DataError: If the cache cannot be continued, no video can be used, or (strict) one.
     """
     began = time.monotonic()
+    missing = labelled.missing if labelled else []
+    if missing:
+        reporter.say(say_missing(missing))
     identity = identity_of(model, window_stride, precision=precision, keep_partial=keep_partial)
     autoencoder, source = hints or (None, None)
     with CacheWriter(
@@ -91,7 +99,8 @@ def encode_videos(
         autoencoder=autoencoder,
         source=source,
     ) as writer:
-        plan = writer.plan([stamp(source) for source in sources])
+        classes = (labelled.names, labelled.of) if labelled else ()
+        plan = writer.plan([stamp(source) for source in sources], *classes)
         _say_changes(plan, reporter)
         run = _Run(model, identity, writer, batch_size, strict, reporter)
         if not writer.complete:
@@ -112,6 +121,8 @@ def encode_videos(
         fps=manifest.fps,
         seconds=time.monotonic() - began,
         skipped=skipped,
+        classes=list(manifest.labels),
+        missing=missing,
     )
 
 
@@ -173,11 +184,13 @@ class _Run:
         self._model, self._identity, self._writer = model, identity, writer
         self._batch_size, self._strict, self._reporter = batch_size, strict, reporter
         self._names: dict[int, str] = {}
+        self._labels: dict[int, int] = {}
 
     def encode(self, todo: Sequence[VideoRow], paths: dict[str, Path]) -> None:
         """Decode, batch, encode, write. The last batch may be small."""
         jobs = [Job(row.video, paths[row.path], self._writer.present(row.video)) for row in todo]
         self._names = {row.video: row.path for row in todo}
+        self._labels = {row.video: row.label for row in todo}
         batch: list[Clip] = []
         ahead = max(4, 2 * self._batch_size)
         self._reporter.start("encoding", total=len(jobs), unit="video")
@@ -205,8 +218,8 @@ class _Run:
                 f"the autoencoder gives no finite latents for {self._names[batch[0].video]} with "
                 f"precision {self._identity.precision}; use fp32, or train it further"
             )
-        index = np.array([(clip.video, clip.first, -1) for clip in batch], dtype=np.int64)
-        self._writer.add(index, z)
+        rows = [(clip.video, clip.first, self._labels[clip.video]) for clip in batch]
+        self._writer.add(np.array(rows, dtype=np.int64), z)
         self.clips += len(batch)
         self._reporter.advance(0, clips=self.clips)
 
@@ -241,6 +254,8 @@ def _decoding_threads(device: torch.device) -> int:
 
 def _say_changes(plan: Plan, reporter: Reporter) -> None:
     """Tell what differs from the last time, if there was one."""
+    if plan.relabelled:
+        reporter.say(f"{plan.relabelled} videos that are encoded already get another class")
     if plan.changed or plan.removed:
         reporter.say(
             f"since the last time {plan.added} videos are new, {plan.changed} changed (encoded "

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pvdm_cli.classes import NO_CLASS, draw_class, find_class
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import make_folder, write_json
 from pvdm_cli.model import Model, fingerprint
@@ -31,6 +33,7 @@ from pvdm_cli.video import pixels, read, write
 
 FORMATS = ("mp4", "gif", "webp", "png", "npz")
 GRID_FORMATS = ("mp4", "gif", "webp")
+CLASS_OPTIONS = ("class", "class_guidance")  # settings of models that know classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class SampleRequest:
         frames: Frames of each video; the last clip is cut.
         num: Videos; video i depends on (seed, i) and the settings alone, not on num.
         sampling: Steps, sampler, eta, guidance.
+        class_name: Name or number of the class of all videos, or "none". None draws the class of
+            each by lot, by (seed, i), where the model knows classes.
         seed: Seed of the run.
         batch_size: Videos drawn at once; changes speed and memory, not the videos.
         format: mp4, gif, webp, png (a folder of frames) or npz.
@@ -52,6 +57,7 @@ class SampleRequest:
     frames: int = 128
     num: int = 1
     sampling: Sampling = PUBLISHED
+    class_name: str | None = None
     seed: int = 0
     batch_size: int = 4
     format: str = "mp4"
@@ -123,6 +129,7 @@ def generate(
     model.require_denoiser(origin[0])
     assert model.config.diffusion is not None
     request.sampling.check(model.config.diffusion)
+    request.sampling.check_labels(_labels(model, request, [0], origin[0]), model.config)
     fps = _frame_rate(model, request, origin[0])
     settings = run_settings(model, request, fps)
     make_folder(out)
@@ -139,7 +146,8 @@ def generate(
     reporter.start("sampling", total=len(batches) * request.sampling.num_calls(clips), unit="step")
     try:
         for batch in batches:
-            _draw_batch(model, out, request, fps, batch, reporter)
+            labels = _labels(model, request, batch, origin[0])
+            _draw_batch(model, out, request, fps, batch, labels, reporter)
             for i in batch:
                 write_json(_sidecar(out, i), _description(model, request, settings, origin, i))
     finally:
@@ -171,10 +179,44 @@ def run_settings(model: Model, request: SampleRequest, fps: float) -> dict[str, 
         "eta": float(request.sampling.eta),
         "guidance": float(request.sampling.guidance),
         "prefix_noise": float(request.sampling.prefix_noise),
+        **_class_settings(model, request),
         "seed": request.seed,
         "format": request.format,
         "fps": fps,
     }
+
+
+def _class_settings(model: Model, request: SampleRequest) -> dict[str, Any]:
+    """Settings of a model that knows classes; the class is None where it is drawn by lot."""
+    classes, name = model.config.classes, request.class_name
+    if not classes:
+        return {}
+    if name is not None:
+        name = _name(classes, find_class(classes, name, "this model"))
+    return {"class": name, "class_guidance": float(request.sampling.class_guidance)}
+
+
+def _labels(
+    model: Model, request: SampleRequest, numbers: Sequence[int], name: str
+) -> Tensor | None:
+    """Label of each of these videos, int64 [b]; None for a model that knows no classes.
+
+    Raises:
+        PvdmError: If the class asked for is not one of the model's.
+    """
+    classes = model.config.classes
+    if request.class_name is not None:
+        label = find_class(classes, request.class_name, name)
+        return torch.full((len(numbers),), label, device=model.device)
+    if not classes:
+        return None
+    drawn = [draw_class(len(classes), request.seed, i) for i in numbers]
+    return torch.tensor(drawn, device=model.device)
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    """Name of a label."""
+    return NO_CLASS if label < 0 else classes[label]
 
 
 def _frame_rate(model: Model, request: SampleRequest, name: str) -> float:
@@ -191,6 +233,7 @@ def _draw_batch(
     request: SampleRequest,
     fps: float,
     numbers: Sequence[int],
+    labels: Tensor | None,
     reporter: Reporter,
 ) -> None:
     """Draw the videos of these numbers together, each written as its clips become ready."""
@@ -201,6 +244,7 @@ def _draw_batch(
         model.config.num_clips(request.frames),
         generators=[generator(model.device, request.seed, i) for i in numbers],
         sampling=request.sampling,
+        labels=labels,
         on_step=lambda k, num_steps: reporter.advance(),
     )
     try:
@@ -236,8 +280,11 @@ def _description(
     number: int,
 ) -> dict[str, Any]:
     """Say how one video was made: enough to make it again."""
+    label = _labels(model, request, [number], origin[0])
+    classes = model.config.classes
     return {
         "video": number,
+        **({} if label is None else {"class": _name(classes, int(label))}),
         "file": _video(Path(), number, request.format).name,
         "command": _command(model, request, settings, origin),
         "settings": settings,
@@ -258,7 +305,7 @@ def _command(
         *("frames", "steps", "sampler", "eta", "guidance", "prefix_noise", "seed", "format", "fps"),
     )
     words = ["pvdm", "sample", *origin, "--num", str(request.num)]
-    for option in options:
+    for option in [*options, *(key for key in CLASS_OPTIONS if settings.get(key) is not None)]:
         words += [f"--{option.replace('_', '-')}", f"{settings[option]}"]
     # The device belongs to it: CPU and CUDA generators draw different numbers from one seed.
     return shlex.join([*words, "--device", model.device.type])

@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from pvdm_cli.config import DiffusionConfig
+from pvdm_cli.config import DiffusionConfig, ModelConfig
 from pvdm_cli.diffusion.samplers import Bounds, Draw, OnStep, Predict, ddim_sample, ddpm_sample
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
-from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.models.denoiser import NULL_CLASS, Denoiser
 
 Sampler = Literal["ddim", "ddpm"]
 
@@ -60,6 +60,7 @@ class Sampling:
         sampler: ddim, or ddpm for ancestral steps (with fewer than T, over the timesteps kept).
         eta: Noise of DDIM, 0 (deterministic) to 1.
         guidance: w in (1+w) * eps(prefix) - w * eps(null); 0 costs one network call a step.
+        class_guidance: The same on the class, for models that know classes; see `predictor`.
         prefix_noise: Standard deviation of noise put on each prefix, of which the network is told:
             what it then draws depends less on the details, and so on the errors, of the clip before.
     """
@@ -68,6 +69,7 @@ class Sampling:
     sampler: Sampler = "ddim"
     eta: float = 1.0
     guidance: float = 0.0
+    class_guidance: float = 0.0
     prefix_noise: float = 0.0
 
     def check(self, trained: DiffusionConfig) -> None:
@@ -86,13 +88,42 @@ class Sampling:
             )
         if not 0 <= self.eta <= 1:
             raise PvdmError(f"--eta {self.eta}: expected a number from 0 to 1")
-        if not 0 <= self.guidance < float("inf"):
-            raise PvdmError(f"--guidance {self.guidance}: expected a number from 0 up")
+        for name in ("guidance", "class_guidance"):
+            weight = getattr(self, name)
+            if not 0 <= weight < float("inf"):
+                option = name.replace("_", "-")
+                raise PvdmError(f"--{option} {weight}: expected a number from 0 up")
         if not 0 <= self.prefix_noise <= trained.prefix_noise:
             limit = f"0 to {trained.prefix_noise:g}" if trained.prefix_noise else "nothing but 0"
             raise PvdmError(
                 f"--prefix-noise {self.prefix_noise}: the model was trained with "
                 f"diffusion.prefix_noise={trained.prefix_noise:g}, so it knows {limit}"
+            )
+
+    def check_labels(self, labels: Tensor | None, config: ModelConfig) -> None:
+        """Reject labels that a model does not know, and guidance without a class.
+
+        Raises:
+            PvdmError: Naming the option, its value and what it needs.
+            ValueError: If a label is no place in the model's classes.
+        """
+        given = torch.full((1,), NULL_CLASS) if labels is None else labels
+        if int(given.min()) < NULL_CLASS or int(given.max()) >= len(config.classes):
+            raise ValueError(
+                f"labels {given.tolist()}: the model has {len(config.classes)} classes"
+            )
+        null = bool((given == NULL_CLASS).any())
+        if self.class_guidance and null:
+            raise PvdmError(
+                f"--class-guidance {self.class_guidance}: there is no class to follow; it needs "
+                "one, and a model trained with data.labels=true"
+            )
+        assert config.diffusion is not None
+        needs_null = self.class_guidance or (labels is not None and null)
+        if config.classes and needs_null and not config.diffusion.class_dropout:
+            raise PvdmError(
+                "the model was trained with diffusion.class_dropout=0 and knows nothing but its "
+                "classes: draw one of them, with --class-guidance 0"
             )
 
     def num_calls(self, num_clips: int) -> int:
@@ -110,6 +141,7 @@ def rollout(
     generators: Sequence[torch.Generator],
     sampling: Sampling = PUBLISHED,
     z_prefix: Tensor | None = None,
+    labels: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
     """Yield pixels x [b, 3, s, H, W] in [-1, 1], clip by clip (Algorithm 1).
@@ -124,6 +156,8 @@ def rollout(
         generators: One per video, b of them.
         sampling: Steps, sampler, eta, guidance.
         z_prefix: Latents [b, c, n] of clips to continue; None starts from nothing.
+        labels: Class of each video, int64 [b], as its place in the model's classes; -1: none. None:
+            none for all.
         on_step: Called as (k, steps of this clip) after each step.
 
     Raises:
@@ -136,6 +170,7 @@ def rollout(
         generators=generators,
         sampling=sampling,
         z_prefix=z_prefix,
+        labels=labels,
         on_step=on_step,
     )
     return _decoded(model, latents)
@@ -148,6 +183,7 @@ def rollout_latents(
     generators: Sequence[torch.Generator],
     sampling: Sampling = PUBLISHED,
     z_prefix: Tensor | None = None,
+    labels: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
     """As `rollout`, without decoding: yield the latents z0 [b, c, n] of one clip after another."""
@@ -156,7 +192,8 @@ def rollout_latents(
     sampling.check(model.config.diffusion)
     if not generators:
         raise ValueError("no generators: one is needed per video")
-    return _clips(model, num_clips, generators, sampling, z_prefix, on_step)
+    sampling.check_labels(labels, model.config)
+    return _clips(model, num_clips, generators, sampling, z_prefix, labels, on_step)
 
 
 @torch.inference_mode()
@@ -166,6 +203,7 @@ def _clips(
     generators: Sequence[torch.Generator],
     sampling: Sampling,
     z_prefix: Tensor | None,
+    labels: Tensor | None,
     on_step: OnStep | None,
 ) -> Iterator[Tensor]:
     """Run Algorithm 1's outer loop."""
@@ -176,7 +214,14 @@ def _clips(
         num_steps = sampling.steps.first if prefix is None else sampling.steps.following
         if prefix is not None and sampling.prefix_noise:
             prefix = prefix + sampling.prefix_noise * draw(0)
-        predict = predictor(denoiser, prefix, sampling.guidance, sampling.prefix_noise)
+        predict = predictor(
+            denoiser,
+            prefix,
+            sampling.guidance,
+            sampling.prefix_noise,
+            labels,
+            sampling.class_guidance,
+        )
         prefix = _sample(model, predict, draw, num_steps, sampling, on_step)
         yield denoiser.denormalise(prefix)
 
@@ -213,28 +258,73 @@ def _bounds(model: Model, denoiser: Denoiser) -> Bounds:
     return denoiser.normalise(-ones), denoiser.normalise(ones)
 
 
+class Condition(NamedTuple):
+    """What the network is told beside z_t and t."""
+
+    z_prefix: Tensor | None = None  # [b, c, n]; None: the null prefix
+    prefix_noise: Tensor | None = None  # [b]
+    label: Tensor | None = None  # int64 [b]; None: a network that knows no classes, or the null one
+
+    def ask(self, denoiser: Denoiser, z_t: Tensor, t: Tensor) -> Tensor:
+        """Predict under this condition."""
+        more = {} if self.label is None else {"label": self.label}
+        return denoiser(z_t, t, self.z_prefix, self.prefix_noise, **more)
+
+
 def predictor(
-    denoiser: Denoiser, z_prefix: Tensor | None, guidance: float, prefix_noise: float = 0.0
+    denoiser: Denoiser,
+    z_prefix: Tensor | None,
+    guidance: float,
+    prefix_noise: float = 0.0,
+    label: Tensor | None = None,
+    class_guidance: float = 0.0,
 ) -> Predict:
-    """Bind the prefix: (1+w) * prediction(prefix) - w * prediction(null) (method, section 4).
+    """Bind prefix and class, and guide on both: (method, section 4; Ho and Salimans 2022).
 
-    One network call at guidance 0, else one call of twice the batch. The weights sum to 1, so it
-    is the same for predictions of eps, x0 and v.
+    (1 + v + w) * prediction(prefix, class) - v * prediction(null, class) - w * prediction(prefix,
+    null class), v the guidance on the prefix and w that on the class. A term of weight 0 is left
+    out, as is v where there is no prefix; the others are one network call of so many batches. The
+    weights sum to 1, so it is the same for predictions of eps, x0 and v.
     """
-    if z_prefix is None:
-        return lambda z_t, t: denoiser(z_t, t, None)
-    level = z_prefix.new_full((len(z_prefix),), prefix_noise)
-    if guidance == 0:
-        return lambda z_t, t: denoiser(z_t, t, z_prefix, level)
-    prefixes = torch.cat([z_prefix, torch.zeros_like(z_prefix)])
-    levels = torch.cat([level, torch.zeros_like(level)])
+    given = Condition(label=label)
+    terms: list[tuple[float, Condition]] = []
+    if z_prefix is not None:
+        level = z_prefix.new_full((len(z_prefix),), prefix_noise)
+        given = given._replace(z_prefix=z_prefix, prefix_noise=level)
+        null = given._replace(
+            z_prefix=torch.zeros_like(z_prefix), prefix_noise=torch.zeros_like(level)
+        )
+        terms.append((guidance, null))
+    if label is not None:
+        terms.append((class_guidance, given._replace(label=torch.full_like(label, NULL_CLASS))))
+    terms = [(weight, condition) for weight, condition in terms if weight]
+    if not terms:
+        return partial(given.ask, denoiser)
+    return partial(_guided, denoiser, given, terms)
 
-    def guided(z_t: Tensor, t: Tensor) -> Tensor:
-        both = denoiser(torch.cat([z_t, z_t]), torch.cat([t, t]), prefixes, levels)
-        given, null = both.chunk(2)
-        return (1 + guidance) * given - guidance * null
 
-    return guided
+def _guided(
+    denoiser: Denoiser,
+    given: Condition,
+    terms: Sequence[tuple[float, Condition]],
+    z_t: Tensor,
+    t: Tensor,
+) -> Tensor:
+    """Ask under all conditions in one call and lead the prediction away from the terms'."""
+    conditions = [given, *(condition for _, condition in terms)]
+    k = len(conditions)
+    together = Condition(
+        *(
+            None if column[0] is None else torch.cat(column)
+            for column in zip(*conditions, strict=True)
+        )
+    )
+    first, *others = together.ask(denoiser, torch.cat(k * [z_t]), torch.cat(k * [t])).chunk(k)
+    weights = [weight for weight, _ in terms]
+    found = (1 + sum(weights)) * first
+    for weight, other in zip(weights, others, strict=True):
+        found = found - weight * other
+    return found
 
 
 def noise_source(generators: Sequence[torch.Generator], model: Model) -> Draw:

@@ -16,14 +16,17 @@ from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import read_manifest
 from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
+from pvdm_cli.data.labels import folder_classes
 from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
+from pvdm_cli.evaluation.reconstruction import FeatureDistance
 from pvdm_cli.files import make_folder, only_writer, remove_folder, tidy, write_text
 from pvdm_cli.model import Model, list_checkpoints, load_model, refuse_misfit
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.perceptual import LPIPS
+from pvdm_cli.monitor import FewVideos
 from pvdm_cli.progress import Reporter
 from pvdm_cli.rollout import Sampling, Steps, rollout
 from pvdm_cli.runtime import generator, resolve_device, resolve_precision
@@ -42,6 +45,7 @@ HARMLESS = {
     f"training.{key}"
     for key in (
         *("log_every", "validate_every", "sample_every", "checkpoint_every"),
+        *("score_every", "score_videos"),
         *("keep_last", "keep_every", "activation_checkpointing", "tensorboard"),
         *("clips_per_step", "compile"),
     )
@@ -98,6 +102,7 @@ def run_training(
             "diffusion trains on latents: run `pvdm encode VIDEOS --autoencoder MODEL "
             "--out CACHE` and give --cache CACHE"
         )
+    config = with_classes(config, data, cache)
     latents: Cache | LiveLatents
     with _hold(run):
         goes_on = bool(list_checkpoints(run)) and not overwrite
@@ -124,6 +129,31 @@ def run_training(
         return train(stage, config, run, provenance=provenance, reporter=reporter, stop=stop)
 
 
+def with_classes(config: RunConfig, data: Path | None, cache: Path | None) -> RunConfig:
+    """Fill in the names of the classes where a run asks for labels and does not name them.
+
+    Raises:
+        DataError: If there are none.
+    """
+    if not config.data.labels or config.classes:
+        return config
+    if cache is not None:
+        names = read_manifest(cache).labels
+        lacking = (
+            f"cache {cache} has no classes: give it some by `pvdm encode VIDEOS --labels folders "
+            f"--out {cache}`; clips are not encoded again"
+        )
+    else:
+        assert data is not None
+        names = folder_classes(source.name for source in find_videos(data))
+        lacking = f"no video below {data} lies in a folder of its class; move them there"
+    if not names:
+        raise DataError(f"data.labels=true, but {lacking}")
+    assert config.denoiser is not None
+    denoiser = config.denoiser.model_copy(update={"classes": names})
+    return config.model_copy(update={"denoiser": denoiser})
+
+
 @contextmanager
 def _hold(run: Path) -> Iterator[None]:
     """Make the run folder, keep other processes out of it, clear away what killed ones left.
@@ -147,6 +177,11 @@ def _refuse_other(run: Path, config: RunConfig) -> None:
     """Check that a run belongs to this configuration."""
     kept = run / "config.yaml"
     before = parse_config(RunConfig, read_yaml(kept), where=str(kept))
+    if before.classes and config.classes and before.classes != config.classes:
+        raise ConfigError(
+            f"{run} was started with other classes ({_changes(before.classes, config.classes)}); "
+            "use those, another --out, or --overwrite to start afresh"
+        )
     allowed = set(HARMLESS)
     if config.training.lr_schedule == "constant":
         allowed.add("training.steps")
@@ -191,6 +226,13 @@ def _with_batch(
     return config.model_copy(update={"training": settings})
 
 
+def _changes(before: tuple[str, ...], now: tuple[str, ...]) -> str:
+    """Say how two lists of classes differ."""
+    new = [f"{name} new" for name in now if name not in before]
+    gone = [f"{name} gone" for name in before if name not in now]
+    return ", ".join(new + gone) or "in another order"
+
+
 def _clear(run: Path) -> None:
     """Remove what a run has written, and nothing else that may lie in its folder."""
     for path in (run / "checkpoints", run / "samples", run / "tensorboard"):
@@ -206,6 +248,9 @@ def _autoencoder_stage(
     """Read the videos and build (or take over) the autoencoder."""
     train_sources, held_out_sources = split(find_videos(data), config.data.holdout)
     perceptual = _perceptual(config.loss.lpips, device)
+    rfvd = None
+    if config.training.judge == "rfvd":
+        rfvd = FeatureDistance.load(device, config.clip.frames)
     settings, memory = config.training, config.data.memory_gb
     with _seeded(settings.seed):
         network = Autoencoder(config.model())
@@ -234,7 +279,7 @@ def _autoencoder_stage(
         with _seeded(settings.seed + 1):
             adversary = Adversary(config.adversarial).to(device)
     return AutoencoderStage(
-        config, network.to(device), clips, held_out, show, perceptual, adversary
+        config, network.to(device), clips, held_out, show, perceptual, adversary, rfvd
     )
 
 
@@ -305,7 +350,10 @@ def _diffusion_stage(
         before = load_model(config.init, "cpu")
         if before.denoiser is None:
             raise ModelError(f"init={config.init}: holds no denoiser to start from")
-        _take_over(network, before.denoiser, config.init)
+        _refuse_other_classes(before, config)
+        # Weights that know no classes can learn some: the embedding alone starts anew.
+        anew = () if before.config.classes else ("class_embedding.",)
+        _take_over(network, before.denoiser, config.init, anew)
 
     assert config.diffusion is not None
     steps = min(SHOWN_STEPS, config.diffusion.num_timesteps)
@@ -313,11 +361,14 @@ def _diffusion_stage(
 
     def show(model: Model, path: Path) -> None:
         draws = [generator(model.device, config.training.seed, i) for i in range(4)]
-        clips = list(rollout(model, 2, generators=draws, sampling=sampling))
+        some = [len(config.classes) * i // 4 for i in range(4)]
+        labels = torch.tensor(some, device=model.device) if config.classes else None
+        clips = list(rollout(model, 2, generators=draws, sampling=sampling, labels=labels))
         frames = to_uint8(torch.cat(clips, dim=2).cpu()).numpy()
         write_video(path.with_suffix(".mp4"), grid(list(frames)), model.fps or 8)
 
-    return DiffusionStage(config, network.to(device), encoder.autoencoder, cache, show)
+    few = FewVideos(config, cache, device) if config.training.score_every else None
+    return DiffusionStage(config, network.to(device), encoder.autoencoder, cache, show, few)
 
 
 @contextmanager
@@ -328,12 +379,29 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _take_over(network: nn.Module, source: nn.Module, name: str) -> None:
-    """Start from given weights.
+def _refuse_other_classes(before: Model, config: RunConfig) -> None:
+    """Check that weights to start from know the classes of the run, in the same order.
+
+    Raises:
+        ModelError: If they know others.
+    """
+    if before.config.classes and before.config.classes != config.classes:
+        raise ModelError(
+            f"init={config.init}: knows the classes {', '.join(before.config.classes)}, this run "
+            f"{', '.join(config.classes) or 'none'}; to go on with the same classes in another "
+            "cache, give them by denoiser.classes in the order of the former"
+        )
+
+
+def _take_over(
+    network: nn.Module, source: nn.Module, name: str, anew: tuple[str, ...] = ()
+) -> None:
+    """Start from given weights; those whose names start as in `anew` stay as they are.
 
     Raises:
         ModelError: If they are of another shape than the configuration's network.
     """
-    weights = source.state_dict()
+    own = {key: value for key, value in network.state_dict().items() if key.startswith(anew)}
+    weights = own | source.state_dict()
     refuse_misfit(network, weights, where=f"init={name}")
     network.load_state_dict(weights)

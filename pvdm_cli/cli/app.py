@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pvdm_cli.cli import bench, help, options, render
+from pvdm_cli.cli import bench, eval, help, options, render
 from pvdm_cli.cli.convert import convert
 from pvdm_cli.cli.data import sky
 from pvdm_cli.cli.decode import decode
@@ -45,6 +45,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
         (bench.sample, bench.train),
     ),
     "data": ("Draw practice videos.", (sky,)),
+    "eval": ("Score videos and reconstructions.", (eval.fvd, eval.is_, eval.reconstruction)),
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
 }
 
@@ -83,7 +84,8 @@ def _add(to: typer.Typer, function: Callable[..., None]) -> None:
     doc = inspect.getdoc(function) or ""
     text = help.prose(doc.partition("Examples:")[0])
     epilog = help.epilog(help.examples_of(doc))
-    to.command(function.__name__, cls=help.Command, help=text, epilog=epilog)(function)
+    name = function.__name__.rstrip("_")  # `is` is a word of Python
+    to.command(name, cls=help.Command, help=text, epilog=epilog)(function)
 
 
 def _group(name: str) -> typer.Typer:

@@ -30,6 +30,15 @@ AutoencoderOpt = Annotated[
         "--autoencoder", metavar="MODEL", help="A model folder, a run folder, or 'demo' (shipped)."
     ),
 ]
+LabelsOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="folders|FILE",
+        help="Classes of the videos: the folders they lie in, or a file: a list as for UCF-101 "
+        "(.txt) or a table with columns path,label (.csv); then only videos it names are encoded.",
+    ),
+]
 WindowStrideOpt = Annotated[
     int | None,
     typer.Option(
@@ -65,6 +74,7 @@ def encode(
     videos: VideosArg,
     out: OutOpt,
     autoencoder: AutoencoderOpt = "demo",
+    labels: LabelsOpt = None,
     window_stride: WindowStrideOpt = None,
     batch_size: BatchSizeOpt = 8,
     precision: PrecisionOpt = Precision.fp32,
@@ -81,12 +91,14 @@ def encode(
     """Encode videos into a triplane latent cache, which diffusion training reads.
 
     The same command again continues after a kill, adds new videos and encodes changed ones anew.
-    Videos that cannot be used are named in skipped.jsonl, and the exit code is then 3.
+    Videos that cannot be used are named in skipped.jsonl, and the exit code is then 3; so it is
+    when a list names videos that are not there. A class keeps its id when a cache is continued.
 
     Examples:
         pvdm encode videos --out cache
         pvdm encode videos --autoencoder runs/autoencoder --out cache --window-stride 8
         pvdm encode videos --autoencoder runs/autoencoder --out cache --strict --json
+        pvdm encode UCF-101 --autoencoder runs/autoencoder --labels trainlist01.txt --out cache
     """
     from pvdm_cli import api  # torch loads here, not for --help
 
@@ -95,6 +107,7 @@ def encode(
         videos,
         out,
         autoencoder=autoencoder,
+        labels=labels,
         window_stride=window_stride,
         batch_size=batch_size,
         precision=precision.value,
@@ -107,8 +120,9 @@ def encode(
         reporter=reporter,
     )
     rate = f" at {result.clips_per_second:.1f} clips/s" if result.new_clips else ""
+    classes = f" of {len(result.classes)} classes" if result.classes else ""
     reporter.say(
-        f"{result.out}: {result.videos} videos, {result.clips} clips "
+        f"{result.out}: {result.videos} videos{classes}, {result.clips} clips "
         f"({result.bytes / 1e6:.1f} MB); {result.new_clips} clips encoded now{rate}"
     )
     if result.skipped:
@@ -117,5 +131,5 @@ def encode(
         skipped = [{"path": one.path, "reason": one.reason} for one in result.skipped]
         speed = {"clips_per_second": result.clips_per_second}
         render.print_json({**asdict(result), **speed, "skipped": skipped})
-    if result.skipped:
+    if result.skipped or result.missing:
         raise typer.Exit(SOME_SKIPPED)

@@ -42,7 +42,11 @@ def _lines(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, objec
         if isinstance(value, dict):
             yield from _lines(value, f"{prefix}{name}.")
         elif value is not None:
-            shown = (
-                f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-            )
-            yield f"{prefix}{name}", shown
+            yield f"{prefix}{name}", _shown(value)
+
+
+def _shown(value: Any) -> object:
+    """Show a number with its thousands apart, and names one after another."""
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value

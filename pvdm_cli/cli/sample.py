@@ -68,6 +68,21 @@ def sample(
         float,
         typer.Option(min=0, help="Weight of guidance on the clip before; above 0 costs double."),
     ] = 0.0,
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            help="Class of the videos, by name or number, or 'none', for models that know "
+            "classes; by default the seed draws one for each video.",
+        ),
+    ] = None,
+    class_guidance: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Weight of guidance on the class; above 0 costs another batch a step."
+        ),
+    ] = 0.0,
     prefix_noise: Annotated[
         float,
         typer.Option(
@@ -106,6 +121,7 @@ def sample(
         pvdm sample --frames 128
         pvdm sample runs/sky --num 16 --grid gif --out skies
         pvdm sample runs/sky --steps 200/200 --batch-size 8 --device cuda
+        pvdm sample runs/ucf101 --class YoYo --class-guidance 2 --num 4
         pvdm sample runs/sky --checkpoint 20000 --sampler ddpm --steps 1000 --format npz
     """
     from pvdm_cli import api
@@ -119,6 +135,8 @@ def sample(
         sampler=sampler.value,
         eta=eta,
         guidance=guidance,
+        class_name=class_name,
+        class_guidance=class_guidance,
         prefix_noise=prefix_noise,
         seed=seed,
         batch_size=batch_size,

@@ -227,7 +227,8 @@ def _refuse_holes(
     step = manifest.step
     starts = np.r_[True, np.diff(index[:, 0]) != 0]
     regular = np.where(starts, index[:, 1] == 0, np.diff(index[:, 1], prepend=0) == step)
-    if found or len(index) != manifest.clips or not regular.all():
+    named = index[:, 2].max() < len(manifest.labels)
+    if found or len(index) != manifest.clips or not regular.all() or not named:
         raise DataError(
             f"cache {path}: the index does not agree with {manifest.clips} clips of "
             f"the listed videos; {again}"

@@ -120,6 +120,13 @@ class Contents:
             if row.video in self.skipped
         ]
 
+    def relabelled(self, name: str) -> Rows:
+        """Rows of a shard with the labels that its videos have now; dead rows have none."""
+        rows = self.index[name].copy()
+        labels = {number: row.label for number, row in self.videos.items()}
+        rows[:, 2] = [labels.get(video, -1) for video in rows[:, 0].tolist()]
+        return rows
+
     def alive(self) -> dict[str, NDArray[np.bool_]]:
         """Mark the rows to keep: wanted videos, and of a clip found twice the newest copy."""
         names = sorted(self.index, reverse=True)

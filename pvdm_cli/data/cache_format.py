@@ -73,7 +73,7 @@ class Manifest(Identity):
     videos: int = 0
     clips: int = 0
     skipped: int = 0
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = Field((), description="names of classes; a row holds the place here")
     shards: tuple[Shard, ...] = ()
 
     @property
@@ -97,6 +97,7 @@ class VideoRow(NamedTuple):
     frames: int | None = None
     fps: float | None = None
     note: str | None = None
+    label: int = -1  # place of its class in the manifest's labels; -1: none
 
 
 class Skipped(NamedTuple):

@@ -5,7 +5,7 @@ Axes: k clips, c latent channels, n flat length.
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     added: int
     changed: int
     removed: int
+    relabelled: int  # videos already there that get another class
 
 
 class CacheWriter:
@@ -122,15 +123,28 @@ class CacheWriter:
         """The videos without clips, so far."""
         return self._held.skipped_rows()
 
-    def plan(self, sources: Sequence[Stamp]) -> Plan:
-        """Give every source its number and say which videos lack clips.
+    def plan(
+        self,
+        sources: Sequence[Stamp],
+        classes: Sequence[str] | None = None,
+        class_of: Mapping[str, str] | None = None,
+    ) -> Plan:
+        """Give every source its number and its label, and say which videos lack clips.
 
         Sources that changed are encoded anew under a new number; clips of changed and of
-        removed sources go at the end.
+        removed sources go at the end. A class keeps its label; new ones come behind the others.
+
+        Args:
+            sources: The videos.
+            classes: Names of classes in the order of their labels; None: the cache has none.
+            class_of: Class by the path of a video; those that are not in it have none.
 
         Raises:
-            DataError: If the cache holds videos and none of the sources is among them.
+            DataError: If the cache holds videos and none of the sources is among them, or if it
+                has classes and none are given.
         """
+        labels = self._labels(classes)
+        ids: dict[str | None, int] = {name: label for label, name in enumerate(labels)}
         known = {row.path: row for row in self._held.videos.values()}
         if known and not any(source.path in known for source in sources):
             raise DataError(
@@ -147,14 +161,16 @@ class CacheWriter:
         for source in sources:
             row = kept.get(source.path) or VideoRow(number, *source)
             number += source.path not in kept
-            rows.append(row)
+            rows.append(row._replace(label=ids.get((class_of or {}).get(source.path), -1)))
+        relabelled = sum(row.path in kept and row != kept[row.path] for row in rows)
         changed = sum(source.path in known and source.path not in kept for source in sources)
         removed = len(known) - len(kept) - changed
         self._held.keep_videos(rows)
         todo = [row for row in rows if not self._held.is_done(row)]
-        if todo or changed or removed or not self.complete:
-            self._reopen()
-        return Plan(todo, len(rows) - len(kept) - changed, changed, removed)
+        new = labels != self._manifest.labels
+        if todo or changed or removed or relabelled or new or not self.complete:
+            self._reopen(labels)
+        return Plan(todo, len(rows) - len(kept) - changed, changed, removed, relabelled)
 
     def present(self, video: int) -> AbstractSet[int]:
         """First frames of the clips of one video that are safe on disk."""
@@ -240,9 +256,20 @@ class CacheWriter:
             return read_manifest(self.path)
         return self._write_manifest(complete=False, **self._hints)
 
-    def _reopen(self) -> None:
+    def _labels(self, classes: Sequence[str] | None) -> tuple[str, ...]:
+        """Names by label: those of the cache, then the new ones."""
+        held = self._manifest.labels
+        if held and classes is None:
+            raise DataError(
+                f"cache {self.path} has classes (such as {held[0]}): say by --labels where they "
+                "come from, choose another --out or encode afresh with --overwrite"
+            )
+        return held + tuple(name for name in classes or () if name not in held)
+
+    def _reopen(self, labels: tuple[str, ...]) -> None:
         """Mark the cache unfinished, then write the list of videos to be in it."""
-        self._write_manifest(complete=False, **self._hints)
+        # Names come before the first row that refers to them, and stay for good.
+        self._write_manifest(complete=False, labels=labels, **self._hints)
         self._write_lists()
 
     def _write_lists(self) -> None:
@@ -269,25 +296,30 @@ class CacheWriter:
             self.flush()
 
     def _merge(self) -> set[str]:
-        """Rewrite small shards and those with dead rows into large ones.
+        """Rewrite small shards and those with dead or mislabelled rows into large ones.
 
         Returns:
             Names of the shards that the new ones replace; they stay until the manifest does
             not list them any more.
         """
         alive = self._held.alive()
+        rows = {name: self._held.relabelled(name) for name in alive}
+        right = {
+            name: alive[name].all() and np.array_equal(rows[name], self._held.index[name])
+            for name in alive
+        }
         small = [
             name
             for name, shard in self._held.shards.items()
-            if shard.bytes < self._shard_bytes // 2 or not alive[name].all()
+            if shard.bytes < self._shard_bytes // 2 or not right[name]
         ]
-        if len(small) == 1 and alive[small[0]].all():
+        if len(small) == 1 and right[small[0]]:
             return set()
         for name in sorted(small):
             if alive[name].any():
                 z = read_latents(self.path / name)[alive[name]]
                 # No time limit: that is for work which cannot be read back.
-                self._collect(self._held.index[name][alive[name]], z)
+                self._collect(rows[name][alive[name]], z)
         self.flush()
         return set(small)
 

@@ -17,6 +17,7 @@ from pvdm_cli.data.cache import ClipRows
 from pvdm_cli.data.cache_format import Manifest, VideoRow
 from pvdm_cli.data.cache_shard import plane_moments
 from pvdm_cli.data.clips import Clips, mirrored
+from pvdm_cli.data.labels import folder_class, folder_classes
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float16]]  # [k, s, H, W, 3] -> [k, c, n]
 SAMPLE = 256  # windows that mean and standard deviation are taken from
@@ -43,15 +44,24 @@ class LiveLatents(ClipRows):
         flip: bool = False,
     ) -> None:
         self.path, self._clips, self._encode = path, clips, encode
+        labels = folder_classes(usable.source.name for usable in clips.videos)
+        ids: dict[str | None, int] = {name: label for label, name in enumerate(labels)}
         copies = clips.videos * (2 if flip else 1)  # the second one of each is mirrored
         self.videos = [
-            VideoRow(number, usable.source.name, size=0, mtime=0, frames=usable.num_frames)
+            VideoRow(
+                number,
+                usable.source.name,
+                size=0,
+                mtime=0,
+                frames=usable.num_frames,
+                label=ids.get(folder_class(usable.source.name), -1),
+            )
             for number, usable in enumerate(copies)
         ]
         stride = clips.clip.frame_stride
         rows = [
-            (number, start * stride, -1)
-            for number, usable in enumerate(copies)
+            (video.video, start * stride, video.label)
+            for video, usable in zip(self.videos, copies, strict=True)
             for start in range(usable.num_frames - clips.clip.frames + 1)
         ]
         self.index = torch.tensor(rows, dtype=torch.int64)
@@ -69,6 +79,7 @@ class LiveLatents(ClipRows):
             std=std.tolist(),
             videos=len(self.videos),
             clips=len(rows),
+            labels=labels,
         )
 
     def read(self, rows: Sequence[int] | Tensor, *, dtype: torch.dtype = torch.float16) -> Tensor:

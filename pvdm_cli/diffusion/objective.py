@@ -153,6 +153,18 @@ def _prefix_noise(z0: Tensor, largest: float, generator: torch.Generator) -> tup
     return level, torch.randn(z0.shape[1:], generator=generator, device=generator.device)
 
 
+def drop_labels(
+    labels: Tensor, dropout: float, null: int, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Replace labels int64 [b] by the null class, each with chance dropout (Ho and Salimans 2022).
+
+    Each sample's coin comes from its own generator, after all its other draws.
+    """
+    coins = [torch.rand((), generator=each, device=each.device) for each in generators]
+    dropped = torch.stack(coins).to(labels.device) < dropout
+    return torch.where(dropped, null, labels)
+
+
 def mask_prefix(z_prefix: Tensor, keep: Tensor, available: Tensor | None = None) -> Tensor:
     """Zero the prefix [b, c, n] of the samples that are not kept or have none (the null prefix).
 

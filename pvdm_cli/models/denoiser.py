@@ -30,6 +30,8 @@ from pvdm_cli.models.triplane import (
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
+NULL_CLASS = -1  # the label of a clip whose class is not told
+
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """Embed timesteps [b] as cosines and sines [b, width] of frequencies 1 to 1/10000 (DDPM)."""
@@ -187,6 +189,25 @@ class Block(nn.Module):
         return grid if self.second is None else self.second(grid, films)
 
 
+class ClassEmbedding(nn.Module):
+    """A vector for each class and one for the null class, the last row (Ho and Salimans 2022).
+
+    Random codes, as in guided-diffusion, are read through a map that starts as zero. So the network
+    starts as one without classes, which may be a trained one, and yet soon tells them apart: with
+    small vectors instead (standard deviation 0.02, as in DiT) it did not after 150 steps, where
+    these took 60.
+    """
+
+    def __init__(self, num_classes: int, code: int, width: int) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(num_classes + 1, code)
+        self.map = zeroed(nn.Linear(code, width, bias=False))
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Embed labels int64 [b] as [b, width]; NULL_CLASS counts from the end."""
+        return self.map(self.codes(label % self.codes.num_embeddings))
+
+
 class Denoiser(nn.Module):
     """eps_theta(z_t, z_prefix, t): what the objective asks for, from noised flat latents."""
 
@@ -239,6 +260,9 @@ class Denoiser(nn.Module):
         # All blocks' scales and shifts in one product: at batch 1 each small one costs a launch.
         self.film_sizes = [2 * residual.out_channels for residual in residuals]
         self.film = nn.Linear(4 * base, sum(self.film_sizes))
+        # Last, so that the other weights are those a seed gives without classes.
+        classes = len(config.classes)
+        self.class_embedding = ClassEmbedding(classes, base, 4 * base) if classes else None
 
     def normalise(self, z: Tensor) -> Tensor:
         """Bring latents [b, c, n] of the autoencoder to the scale this network works in."""
@@ -248,10 +272,18 @@ class Denoiser(nn.Module):
         """Bring latents [b, c, n] of this network back to the autoencoder's scale."""
         return z if self.scale is None else self.scale.undo(z)
 
-    def films(self, t: Tensor, prefix_noise: Tensor | None = None) -> list[Tensor]:
-        """Return scale and shift [b, 2c] of every residual block at timesteps and levels [b]."""
+    def films(
+        self, t: Tensor, prefix_noise: Tensor | None = None, label: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return scale and shift [b, 2c] of every residual block at t, levels and labels [b]."""
         dtype = self.film.weight.dtype
-        embedding = self.time_embedding(timestep_embedding(t, self.base_channels).to(dtype))
+        embedding = timestep_embedding(t, self.base_channels).to(dtype)
+        if self.class_embedding is None:
+            embedding = self.time_embedding(embedding)
+        else:  # before the last SiLU, as in guided-diffusion
+            label = torch.full_like(t, NULL_CLASS) if label is None else label
+            embedding = self.time_embedding[:-1](embedding) + self.class_embedding(label)
+            embedding = self.time_embedding[-1](embedding)
         if self.prefix_noise_embedding is not None:
             level = torch.zeros_like(t) if prefix_noise is None else 1000 * prefix_noise
             waves = timestep_embedding(level, self.base_channels).to(dtype)
@@ -264,12 +296,14 @@ class Denoiser(nn.Module):
         t: Tensor,
         z_prefix: Tensor | None = None,
         prefix_noise: Tensor | None = None,
+        label: Tensor | None = None,
     ) -> Tensor:
         """Predict from z_t [b, c, n] at t int64 [b]; z_prefix None is the null prefix, zeros.
 
         Both are in the scale of this network (`normalise`), and so is the prediction. A network
         trained with `diffusion.prefix_noise` is told the standard deviation [b] of the noise on
-        the prefix; None means none.
+        the prefix; None means none. One that knows classes is told the label int64 [b], the place
+        of the class in `denoiser.classes`; -1 is the null class, and so is None for all.
 
         Returns:
             The prediction [b, c, n], in the dtype of z_t.
@@ -279,7 +313,7 @@ class Denoiser(nn.Module):
         """
         if z_t.shape[-1] != self.latent.flat:
             raise ValueError(f"z_t has n={z_t.shape[-1]}, the denoiser needs {self.latent.flat}")
-        films = self.films(t, prefix_noise)
+        films = self.films(t, prefix_noise, label)
         prefix = torch.zeros_like(z_t) if z_prefix is None else z_prefix
         tokens = torch.cat([z_t, prefix], dim=1).to(self.conv_in.weight.dtype).transpose(1, 2)
         grids = split_tokens(tokens.contiguous(), self.groups)

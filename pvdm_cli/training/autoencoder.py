@@ -20,15 +20,11 @@ from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.runtime import generator
 from pvdm_cli.training.adversary import Adversary, Seen
 from pvdm_cli.training.players import Rival
-from pvdm_cli.video.pixels import to_float, to_uint8
+from pvdm_cli.video.pixels import psnr, to_float, to_uint8
 
 SHOWN = 0xF4A  # a fourth word keys the draw of frames apart from other draws
+Distance = Callable[[Tensor, Tensor], float]  # of originals and reconstructions, as sets
 ShowVideos = Callable[[Tensor, Tensor, Path], None]  # originals, reconstructions, path
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each clip [b] for pixels in [-1, 1]."""
-    return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1).clamp(min=1e-10))
 
 
 def shares(parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -60,10 +56,10 @@ class AutoencoderStage:
         show: Writes originals beside reconstructions.
         perceptual: The perceptual loss, where `loss.lpips` asks for it.
         adversary: The discriminators of the second phase.
+        rfvd: Measures reconstructions where `training.judge` goes by it.
     """
 
     weights_file = "autoencoder.safetensors"
-    judged_by = ("val_psnr", 1)
     rival_share = 1.0
 
     def __init__(
@@ -75,10 +71,12 @@ class AutoencoderStage:
         show: ShowVideos,
         perceptual: LPIPS | None = None,
         adversary: Adversary | None = None,
+        rfvd: Distance | None = None,
     ) -> None:
         self.config, self.network, self.train, self.show = config, network, train, show
         self.perceptual, self.adversary = perceptual, adversary
-        self.held_out = held_out
+        self.held_out, self.rfvd = held_out, rfvd
+        self.judged_by = ("val_psnr", 1) if rfvd is None else ("val_rfvd", -1)
         recompute(network, config.training.activation_checkpointing)
         self.device = next(network.parameters()).device
         self.validation = (
@@ -171,20 +169,25 @@ class AutoencoderStage:
         return Seen(x[rows, :, shown], x), Seen(y[rows, :, shown], y)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """PSNR and loss on the first clip of each held-out video, and PSNR of its mean frame."""
+        """PSNR and loss on the first clip of each held-out video, and PSNR of its mean frame.
+
+        Where training goes by it, also the distance of all clips from their reconstructions.
+        """
         if self.validation is None:
             return {}
-        ours, still, losses = [], [], []
+        ours, still, losses, again = [], [], [], []
         for frames in self.validation.split(self.config.training.batch_size):
             x = to_float(frames.to(self.device))
             y = network(x)
             ours.append(psnr(y, x))
             still.append(psnr(x.mean(2, keepdim=True).expand_as(x), x))
             losses.append(self._reconstruction_loss(y, x) * len(x))
+            again += [to_uint8(y).cpu()] if self.rfvd else []
         return {
             "val_psnr": float(torch.cat(ours).mean()),
             "val_psnr_mean_frame": float(torch.cat(still).mean()),
             "val_loss": float(torch.stack(losses).sum()) / len(self.validation),
+            **({"val_rfvd": self.rfvd(self.validation, torch.cat(again))} if self.rfvd else {}),
         }
 
     def _reconstruction_loss(self, y: Tensor, x: Tensor) -> Tensor:
@@ -193,6 +196,10 @@ class AutoencoderStage:
         terms = self._reconstruction_terms(Seen(y[:, :, middle], y), Seen(x[:, :, middle], x))
         weights = self.config.loss
         return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
+
+    def score(self, network: nn.Module) -> dict[str, float]:
+        """Nothing is drawn in this stage."""
+        return {}
 
     def model(self, network: nn.Module) -> Model:
         """Wrap the autoencoder alone."""

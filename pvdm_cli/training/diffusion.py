@@ -16,17 +16,18 @@ from pvdm_cli.config import DiffusionConfig, RunConfig
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import Source, split
 from pvdm_cli.data.live import LiveLatents
-from pvdm_cli.diffusion.objective import diffusion_loss, draw, mask_prefix
+from pvdm_cli.diffusion.objective import diffusion_loss, draw, drop_labels, mask_prefix
 from pvdm_cli.diffusion.schedule import Schedule
 from pvdm_cli.errors import ConfigError, DataError
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
-from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.models.denoiser import NULL_CLASS, Denoiser
 from pvdm_cli.models.layers import recompute
 from pvdm_cli.runtime import generator
 from pvdm_cli.training.metrics import tally
 
 ShowSamples = Callable[[Model, Path], None]
+JudgeSamples = Callable[[Model], dict[str, float]]  # figures of videos drawn from a model
 VALIDATION = 0x7A1  # a fourth word keys validation draws apart from training draws
 
 
@@ -40,6 +41,7 @@ class Batch(NamedTuple):
     prefix_eps: Tensor  # [b, c, n], or [b, 1, 1] where no prefix is noised
     t: Tensor  # int64 [b]
     eps: Tensor  # [b, c, n]
+    label: Tensor  # int64 [b], place in the classes of the network, NULL_CLASS for none
 
 
 class DiffusionStage:
@@ -57,15 +59,19 @@ class DiffusionStage:
         autoencoder: Autoencoder,
         cache: Cache | LiveLatents,
         show: ShowSamples,
+        judge: JudgeSamples | None = None,
     ) -> None:
         assert config.diffusion is not None
         self.config, self.network, self.cache, self.show = config, network, cache, show
+        self.judge = judge
         self.diffusion = config.diffusion
         recompute(network, config.training.activation_checkpointing)
         self.autoencoder = autoencoder
         self.schedule = Schedule.from_config(config.diffusion)
         self.device = next(network.parameters()).device
         self.predecessor = _predecessors(cache, self.diffusion)  # -1 where a clip continues none
+        self.classes = config.classes
+        self.labels = labels_of(cache, self.classes)  # int64 [rows]
         self.train, self.held_out = _split_rows(cache, config.data.holdout)
 
     def draw(self, step: int, micro: int) -> Batch:
@@ -96,7 +102,7 @@ class DiffusionStage:
         for start in range(0, len(rows), settings.batch_size):
             now = slice(start, start + settings.batch_size)
             part = rows[now]
-            batch = self._at_device(self._batch(part, keys[now], 1.0, 0.0))
+            batch = self._at_device(self._batch(part, keys[now], 1.0, 0.0, 0.0))
             given.append(self._per_sample(network, batch)[batch.keep])
             without = batch._replace(keep=torch.zeros_like(batch.keep))
             null.append(self._per_sample(network, without))
@@ -104,6 +110,10 @@ class DiffusionStage:
         if with_prefix := torch.cat(given).tolist():
             found["val_loss_prefix"] = sum(with_prefix) / len(with_prefix)
         return found
+
+    def score(self, network: nn.Module) -> dict[str, float]:
+        """Measure drawn videos, where `training.score_every` asks for it."""
+        return self.judge(self.model(network)) if self.judge else {}
 
     def model(self, network: nn.Module) -> Model:
         """Put the denoiser beside the autoencoder whose latents it knows."""
@@ -125,9 +135,11 @@ class DiffusionStage:
 
     def _per_sample(self, network: nn.Module, batch: Batch, min_snr: float = 0.0) -> Tensor:
         """Loss of each sample [b]; validation weighs all timesteps the same."""
-        level = torch.where(batch.keep, batch.level, 0)
+        told = {"prefix_noise": torch.where(batch.keep, batch.level, 0)}
+        if self.classes:
+            told["label"] = batch.label
         return diffusion_loss(
-            partial(network, prefix_noise=level),
+            partial(network, **told),
             self.schedule,
             batch.z0,
             mask_prefix(batch.z_prefix, batch.keep),
@@ -143,8 +155,9 @@ class DiffusionStage:
         keys: Sequence[tuple[int, ...]],
         prefix_prob: float | None = None,
         prefix_noise: float | None = None,
+        class_dropout: float | None = None,
     ) -> Batch:
-        """Read rows and their predecessors; draw t, noise and prefix coin of each by its key."""
+        """Read rows and their predecessors; draw t, noise and coins of each by its key."""
         z0 = self.cache.read(rows, dtype=torch.float32)
         before = self.predecessor[rows]
         z_prefix = self.cache.read(before.clamp(min=0), dtype=torch.float32)
@@ -152,7 +165,31 @@ class DiffusionStage:
         generators = [generator("cpu", *key) for key in keys]
         noise = self.diffusion.prefix_noise if prefix_noise is None else prefix_noise
         draws = draw(z0, self.diffusion.num_timesteps, coin, generators, noise)
-        return Batch(z0, z_prefix, **{**draws._asdict(), "keep": draws.keep & (before >= 0)})
+        label = self.labels[rows]
+        if self.classes:
+            dropout = self.diffusion.class_dropout if class_dropout is None else class_dropout
+            label = drop_labels(label, dropout, NULL_CLASS, generators)
+        keep = draws.keep & (before >= 0)
+        return Batch(z0, z_prefix, **draws._replace(keep=keep)._asdict(), label=label)
+
+
+def labels_of(cache: Cache | LiveLatents, classes: Sequence[str]) -> Tensor:
+    """Label of each row, int64 [rows], as the place of its class's name in `classes`.
+
+    Raises:
+        DataError: If the cache has a class that is not among them.
+    """
+    if not classes:
+        return torch.full((len(cache),), NULL_CLASS)
+    names, labels = cache.manifest.labels, cache.index[:, 2]
+    for name in (names[label] for label in labels.unique().tolist() if label >= 0):
+        if name not in classes:
+            raise DataError(
+                f"{cache.path} has the class {name!r}, which denoiser.classes does not name: name "
+                "it too, or leave denoiser.classes out"
+            )
+    places = [classes.index(name) if name in classes else NULL_CLASS for name in names]
+    return torch.tensor([*places, NULL_CLASS])[labels]  # the last for rows without a class
 
 
 def check_cache(cache: Cache, autoencoder: Model) -> None:

@@ -293,6 +293,19 @@ class _Trainer:
                 raise _Diverged(f"{name} is {means[name]}")
         if self.due(self.settings.validate_every):
             self._validate()
+        every = self.settings.score_every
+        if every and self.due(every):
+            self._score()
+
+    def _score(self) -> None:
+        """Measure a few drawn videos."""
+        with torch.no_grad():
+            found = self.stage.score(self.published)
+        self.metrics.validation(self.step, found)
+        self.reporter.say(
+            f"step {self.step}: {_line(found)} (so few tell a trend at most; compare by `pvdm eval "
+            "fvd`)"
+        )
 
     def _validate(self) -> None:
         """Measure on held-out videos, if there are any."""

@@ -48,6 +48,9 @@ class Stage(Protocol[BatchT]):
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Measure on held-out videos; empty if nothing is held out."""
 
+    def score(self, network: nn.Module) -> dict[str, float]:
+        """Measure what the network draws; empty if that is not asked for."""
+
     def model(self, network: nn.Module) -> Model:
         """Make what is published: a whole model around the given weights."""
 
@@ -105,10 +108,13 @@ def make_players(stage: Stage[Any], config: RunConfig) -> list[Player]:
 
 
 def compile_network(network: nn.Module) -> None:
-    """Let torch.compile each part that a stage calls; names of weights stay as they are."""
-    parts = [network]
-    if isinstance(network, Autoencoder):  # called by its halves
-        parts = [network.encoder, *network.projections.values(), network.decoder]
+    """Hand a network to torch.compile; names of weights stay as they are.
+
+    The autoencoder is compiled by block: its blocks are alike, so that one is compiled for all.
+    """
+    parts: list[nn.Module] = [network]
+    if isinstance(network, Autoencoder):
+        parts = [part for part in network.modules() if getattr(part, "grain", "") == "block"]
     for part in parts:
         part.compile(dynamic=False)
 

@@ -1,4 +1,6 @@
-"""uint8 frames <-> the networks' pixels x in [-1, 1]; nothing else may convert between them.
+"""uint8 frames <-> the networks' pixels x in [-1, 1], and how far two such x are apart.
+
+Nothing else may convert between them.
 
 Axes: b clips, s frames, h x w (here H, W) pixels.
 """
@@ -36,6 +38,11 @@ def to_uint8(x: Tensor) -> Tensor:
     # (x + 1) * 127.5 + 0.5, floored by the cast: `round` would send halves to even numbers.
     grey = x.detach().to(torch.float32).add(1).mul_(127.5).add_(0.5).clamp_(0, 255)
     return grey.to(torch.uint8).movedim(-4, -1).contiguous()
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each clip [b] for pixels in [-1, 1]."""
+    return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1).clamp(min=1e-10))
 
 
 def _expect_frames(frames: Tensor) -> None:

@@ -289,6 +289,43 @@ def test_a_killed_process_is_continued_by_the_same_command(
     torch.testing.assert_close(whole.manifest.mean, uninterrupted.manifest.mean, atol=1e-4, rtol=0)
 
 
+def test_a_killed_process_keeps_classes_and_another_list_changes_them_without_encoding(
+    model_folder: Path, skies: list[Source], tmp_path: Path
+) -> None:
+    for source, name in zip(skies, ("dawn", "noon", "dawn", "dusk"), strict=True):
+        (tmp_path / "videos" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / name / source.name).symlink_to(source.path)
+    out, table = tmp_path / "cache", tmp_path / "table.csv"
+    command = ["encode", tmp_path / "videos", "--autoencoder", model_folder, "--out", out, "-q"]
+    options = ["--batch-size", 1, "--shard-seconds", 0, "--device", "cpu", "--labels"]
+    process = pvdm(*command, *options, "folders")
+    deadline = time.monotonic() + 60
+    while not list(out.glob("shard-*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    process = pvdm(*command, *options, "folders", "--json")
+    result = json.loads(process.communicate(timeout=60)[0])
+    assert (process.returncode, result["classes"]) == (0, ["dawn", "dusk", "noon"])
+    cache = Cache.open(out)
+    folders = [Path(row.path).parent.name for row in cache.videos]
+    labels = [result["classes"].index(name) for name in folders for _ in range(2)]
+    assert cache.index[:, 2].tolist() == labels
+
+    names = [row.path for row in cache.videos]
+    lines = ["path,label", f"{names[0]},night", f"{names[1]},noon", f"{names[2]},", "lost.mp4,noon"]
+    table.write_text("\n".join(lines))
+    process = pvdm(*command, *options, table, "--json")
+    stdout, _ = process.communicate(timeout=60)
+    result = json.loads(stdout)
+    assert (process.returncode, result["missing"]) == (3, ["lost.mp4"])
+    assert (result["new_clips"], result["clips"]) == (0, 6)
+    assert result["classes"] == ["dawn", "dusk", "noon", "night"]
+    assert Cache.open(out).index[:, 2].tolist() == [3, 3, 2, 2, -1, -1]
+    told = json.loads(CliRunner().invoke(app, ["info", str(out), "--json"]).stdout)
+    assert told["classes"] == {"dawn": 0, "dusk": 0, "noon": 1, "night": 1, "(none)": 1}
+
+
 def _loaded(path: Path) -> Model:
     from pvdm_cli.model import load_model
 

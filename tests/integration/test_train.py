@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scoring import use_quick_detector
 from training_runs import Heard, Place, contents, difference, metrics, series, stop_after
 
 from pvdm_cli import api
@@ -21,9 +22,9 @@ from pvdm_cli.data.clips import Clips
 from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import DataError
+from pvdm_cli.evaluation import reconstruction
 from pvdm_cli.model import list_checkpoints, load_model, save_model
-from pvdm_cli.training.autoencoder import psnr
-from pvdm_cli.video.pixels import to_float
+from pvdm_cli.video.pixels import psnr, to_float
 from pvdm_cli.video.read import probe
 from pvdm_cli.video.synthetic import FPS, write_skies
 from pvdm_cli.video.write import write_video
@@ -81,6 +82,7 @@ def test_a_run_leaves_checkpoints_samples_and_its_configuration(
     info = probe(run / "samples" / samples[-1])
     assert (info.num_frames, info.fps) == (8 if stage == "autoencoder" else 16, FPS)
     top = {"best", "checkpoints", "config.yaml", "latest", "metrics.jsonl", "samples", ".lock"}
+    top.add("starts.jsonl")
     assert {path.name for path in run.iterdir()} == top
     model = load_model(run, "cpu")
     assert model.fps == FPS
@@ -218,6 +220,45 @@ def test_the_checkpoint_that_validates_best_is_kept_and_can_be_named(
     assert {path.name for path in list_checkpoints(run)} == {f"step-{s:08d}" for s in (best, 12)}
     chosen = load_model(run, "cpu", "best")
     assert chosen.provenance["metrics"][figure] == figures[best]
+
+
+def test_the_first_stage_can_go_by_rfvd(
+    place: Place, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PVDM_I3D", str(shared / "reference" / "fvd" / "i3d_kinetics400.safetensors")
+    )
+    by_rfvd = ("training.judge=rfvd", "training.patience=2", "clip.frames=9", "training.steps=9")
+    often = ("training.validate_every=1", "training.checkpoint_every=1", "training.sample_every=9")
+    wild = ("training.lr=0.3", "training.warmup_steps=0", "training.ema_decay=0")
+    run = tmp_path / "run"
+    place.train("autoencoder", run, *by_rfvd, *often, *wild)
+    figures = {line["step"]: line["val_rfvd"] for line in metrics(run) if "val_rfvd" in line}
+    best = min(figures, key=lambda step: figures[step])
+    assert (run / "best").read_text() == f"step-{best:08d}\n"
+    assert len(figures) in (best + 2, 9)  # patience counts from there
+    chosen = api.eval_reconstruction(run, place.videos, checkpoint="best", num=2, device="cpu")
+    assert chosen.rfvd == pytest.approx(figures[best], rel=1e-3)
+
+
+def test_a_few_drawn_videos_are_scored_on_the_way(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_quick_detector(monkeypatch, tmp_path)
+    monkeypatch.setattr(reconstruction, "FEWEST_FRAMES", 8)
+    every = ("training.score_every=4", "training.score_videos=5", "training.steps=8")
+    heard = Heard()
+    place.train("diffusion", tmp_path / "run", *every, reporter=heard)
+    scores = series(tmp_path / "run", "fvd_of_5")
+    assert len(scores) == 2
+    assert scores[0] != scores[1]
+    assert len([line for line in heard.lines if "a trend at most" in line]) == 2
+    place.train("diffusion", tmp_path / "again", "training.steps=8")
+    without, scored = (
+        [line["loss"] for line in metrics(tmp_path / name) if "loss" in line]
+        for name in ("again", "run")
+    )
+    assert without == scored  # looking changes nothing
 
 
 def test_a_run_that_no_longer_gets_better_ends_and_stays_ended(

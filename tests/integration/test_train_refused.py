@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import Heard, Place, contents, difference, series, stop_after
 
-from pvdm_cli import api
+from pvdm_cli import api, weights
 from pvdm_cli.errors import ConfigError, DataError, ModelError, PvdmError
 from pvdm_cli.files import only_writer
 from pvdm_cli.model import list_checkpoints, load_model
@@ -43,6 +43,20 @@ def test_another_configuration_is_refused_naming_its_keys(
     assert contents(run) == before
 
 
+def test_rfvd_needs_the_detector_and_clips_it_can_take(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PVDM_I3D", raising=False)
+    monkeypatch.setenv("PVDM_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(weights, "I3D_PACKAGE", "no_such_package")
+    with pytest.raises(
+        ModelError, match=r"training.judge=rfvd needs the Kinetics-400 I3D: .*training.judge=psnr"
+    ):
+        place.train("autoencoder", tmp_path / "a", "training.judge=rfvd", "clip.frames=16")
+    with pytest.raises(ConfigError, match=r"of 9 frames or more, not 8; use training\.judge="):
+        place.train("autoencoder", tmp_path / "b", "training.judge=rfvd")
+
+
 def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
     place: Place, tmp_path: Path
 ) -> None:
@@ -57,6 +71,8 @@ def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
     [
         ("autoencoder", ["data.cache=off"], {}, "data.cache=off belongs to stage: diffusion"),
         ("diffusion", ["loss.l1=1"], {}, "loss belongs to stage: autoencoder"),
+        ("autoencoder", ["training.score_every=1"], {}, "score_every belongs to stage: diffusion"),
+        ("diffusion", ["training.judge=rfvd"], {}, "the second stage goes by val_loss"),
         ("diffusion", ["adversarial.generator_weight=1"], {}, "adversarial belongs to stage: auto"),
         ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
         ("autoencoder", [], {"data": None}, "give --data DIR"),

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,16 @@ def latent(name: str, first: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).uniform(-1, 1, (2, 26)).astype(np.float16)
 
 
-def encode(path: Path, sources: list[Stamp] = SOURCES, **options: Any) -> None:
+def encode(
+    path: Path,
+    sources: list[Stamp] = SOURCES,
+    classes: Mapping[str, str] | None = None,
+    **options: Any,
+) -> None:
     """Do what the encoder does, clip by clip: only what is missing."""
     with CacheWriter(path, IDENTITY, **{"shard_bytes": 250, **options}) as writer:
-        plan = writer.plan(sources)
+        names = None if classes is None else sorted(set(classes.values()))
+        plan = writer.plan(sources, names, classes)
         if not plan.todo and writer.complete:
             return
         for row in plan.todo:
@@ -53,10 +59,21 @@ def encode(path: Path, sources: list[Stamp] = SOURCES, **options: Any) -> None:
                 continue
             for k in range(IDENTITY.num_windows(frames)):
                 if k * IDENTITY.step not in writer.present(row.video):
-                    index = np.array([[row.video, k * IDENTITY.step, -1]])
+                    index = np.array([[row.video, k * IDENTITY.step, row.label]])
                     writer.add(index, latent(row.path, k * IDENTITY.step)[None])
             writer.end_video(row.video, frames=frames, fps=30.0 + row.video)
         writer.finish()
+
+
+def classes_in(path: Path) -> dict[str, set[str | None]]:
+    """Classes of the rows of each video."""
+    cache = Cache.open(path)
+    names = {row.video: row.path for row in cache.videos}
+    found: dict[str, set[str | None]] = {}
+    for video, _, label in cache.index.tolist():
+        name = None if label < 0 else cache.manifest.labels[label]
+        found.setdefault(names[video], set()).add(name)
+    return found
 
 
 def content(path: Path) -> dict[tuple[str, int], bytes]:
@@ -180,16 +197,20 @@ class Grave:
         return run
 
 
-def killed_runs(path: Path) -> Iterator[int]:
-    """Encode afresh again and again, killed one file operation later each time."""
+def killed_runs(
+    path: Path, classes: Mapping[str, str] | None = None, start: Path | None = None
+) -> Iterator[int]:
+    """Encode again and again, afresh or into a copy, killed one file operation later each time."""
     for after in range(1, 1000):
         shutil.rmtree(path, ignore_errors=True)
+        if start is not None:
+            shutil.copytree(start, path)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(files, "sync", lambda path: os.fsync(-1))  # one operation, no disk
             patch.setattr(os, "fsync", lambda handle: None)
             grave = Grave(patch, after)
             try:
-                encode(path)
+                encode(path, classes=classes)
             except Killed:
                 pass
             else:
@@ -219,6 +240,78 @@ def test_killed_between_any_two_file_operations_the_same_command_completes_it(
         listed = {shard.name for shard in read_manifest(path).shards}
         assert {file.name for file in path.glob("shard-*")} == listed
     assert kills > 60
+
+
+CLASSES = {"a.mp4": "walk", "b/c.mp4": "run", "b/d.mp4": "run", "e.mp4": "walk"}
+
+
+def test_rows_have_the_class_of_their_video_and_survive_the_merging_of_shards(
+    tmp_path: Path,
+) -> None:
+    encode(tmp_path / "many", classes=CLASSES, shard_bytes=1)
+    encode(tmp_path / "one", classes=CLASSES, shard_bytes=1 << 20, shard_seconds=0.0)
+    for name in ("many", "one"):
+        manifest = read_manifest(tmp_path / name)
+        assert manifest.labels == ("run", "walk")
+        assert len(manifest.shards) == (7 if name == "many" else 1)
+        assert content(tmp_path / name) == EXPECTED
+        assert Cache.open(tmp_path / name).index[:, 2].tolist() == [1, 1, 1, 0, 1, 1, 1]
+    assert [row.label for row in Cache.open(tmp_path / "one").videos] == [1, 0, 0, 1]
+
+
+def test_classes_keep_their_ids_when_videos_and_classes_are_added(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    encode(path, SOURCES[:2], {"a.mp4": "walk", "b/c.mp4": "run"})
+    more = {**CLASSES, "e.mp4": "jump"}
+    encode(path, classes=more)
+    assert read_manifest(path).labels == ("run", "walk", "jump")
+    assert classes_in(path) == {"a.mp4": {"walk"}, "b/c.mp4": {"run"}, "e.mp4": {"jump"}}
+    encode(path, SOURCES[1:], {"b/c.mp4": "run", "b/d.mp4": "run", "e.mp4": "jump"})
+    assert read_manifest(path).labels == ("run", "walk", "jump")  # also without a video
+    assert content(path) == {key: z for key, z in EXPECTED.items() if key[0] != "a.mp4"}
+
+
+def test_a_cache_without_classes_gets_them_without_encoding_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c"
+    encode(path, shard_bytes=1)
+    monkeypatch.setattr("test_cache.latent", None)  # not called again
+    with CacheWriter(path, IDENTITY) as writer:
+        plan = writer.plan(SOURCES, ["walk"], {"a.mp4": "walk"})
+        assert (plan.todo, plan.relabelled) == ([], 1)
+    for classes in ({"a.mp4": "walk", "e.mp4": "run"}, CLASSES, {"a.mp4": "run"}):
+        encode(path, classes=classes)
+        found = {name: {classes.get(name)} for name in FRAMES if name != "b/d.mp4"}
+        assert classes_in(path) == found
+        assert content(path) == EXPECTED
+
+
+def test_classes_are_never_dropped_in_passing(tmp_path: Path) -> None:
+    encode(tmp_path / "c", classes=CLASSES)
+    with pytest.raises(DataError, match=r"has classes \(such as run\): say by --labels"):
+        encode(tmp_path / "c")
+    assert read_manifest(tmp_path / "c").complete
+    assert classes_in(tmp_path / "c")["a.mp4"] == {"walk"}
+
+
+@pytest.mark.parametrize("before", [None, "none", "other"])
+def test_killed_at_any_file_operation_a_labelled_cache_is_completed_with_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    start = None if before is None else tmp_path / "start"
+    if start is not None:
+        other = {"a.mp4": "sit", "e.mp4": "walk"} if before == "other" else None
+        encode(start, classes=other)
+    expected = {name: {CLASSES[name]} for name in FRAMES if name != "b/d.mp4"}
+    path = tmp_path / "c"
+    for after in killed_runs(path, CLASSES, start):
+        encode(path, classes=CLASSES)
+        assert content(path) == EXPECTED, f"killed at operation {after}"
+        assert classes_in(path) == expected, f"killed at operation {after}"
+        names = ("run", "walk") if before != "other" else ("sit", "walk", "run")
+        assert read_manifest(path).labels == names
 
 
 def test_a_kill_loses_no_more_than_the_open_shard(
@@ -329,6 +422,12 @@ def drop_excuse(path: Path, manifest: dict[str, Any]) -> None:
     (path / "skipped.jsonl").write_text("")
 
 
+def drop_names(path: Path, manifest: dict[str, Any]) -> None:
+    encode(path, classes=CLASSES)
+    manifest |= json.loads((path / "manifest.json").read_text())
+    manifest["labels"].pop()
+
+
 def later_format(path: Path, manifest: dict[str, Any]) -> None:
     manifest["format"] = 2
 
@@ -348,6 +447,7 @@ def swap_tensors(path: Path, manifest: dict[str, Any]) -> None:
         (drop_shard, "is missing"),
         (drop_rows, "has a hole: e.mp4"),
         (drop_excuse, r"has a hole: b/d\.mp4"),
+        (drop_names, "the index does not agree"),
         (later_format, "cache format 2, but this version reads format 1"),
         (no_numbers, "window_stride"),
         (swap_tensors, "instead of"),

@@ -1,0 +1,137 @@
+"""A model beside the published table: its videos drawn, scored, and set below the paper's rows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from pvdm_cli.errors import PvdmError
+from pvdm_cli.evaluation.fvd import FvdRequest, FvdResult, measure_fvd
+from pvdm_cli.evaluation.published import TABLE_1, Dataset
+from pvdm_cli.files import make_folder
+from pvdm_cli.generation import SampleRequest, generate
+from pvdm_cli.model import Model
+from pvdm_cli.progress import SILENT, Reporter
+
+FPS = 8  # of a model that knows none; no score depends on it
+WINDOWS = ((16, 1), (128, 1), (16, 8))  # frames and stride of what is published
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of ours below those of the paper.
+
+    Attributes:
+        model: As it was named.
+        steps: Of sampling.
+        videos: Folder of what was drawn.
+        dataset: Whose published rows are shown; None: nobody's.
+        columns: Scores by name of the window.
+        published: Rows of the paper: method, and figures by the same names.
+    """
+
+    model: str
+    steps: str
+    videos: Path
+    dataset: Dataset | None
+    columns: dict[str, FvdResult]
+    published: list[tuple[str, dict[str, float | None]]]
+
+    @property
+    def skipped(self) -> int:
+        """Videos left out."""
+        return max(result.skipped for result in self.columns.values())
+
+
+def window_name(request: FvdRequest) -> str:
+    """Name a window as StyleGAN-V does: 16f, 128f, 128f_subsample8f."""
+    span = request.frames * request.frame_stride
+    thinned = f"_subsample{request.frame_stride}f" if request.frame_stride > 1 else ""
+    return f"{span}f{thinned}"
+
+
+def compare(
+    model: Model,
+    origin: Sequence[str],
+    real: Path,
+    out: Path,
+    drawing: SampleRequest,
+    scoring: FvdRequest,
+    *,
+    dataset: Dataset | None = None,
+    reporter: Reporter = SILENT,
+) -> Comparison:
+    """Draw videos, or what is missing of them, and score them by every published window.
+
+    Args:
+        model: With a denoiser.
+        origin: How it was named on the command line.
+        real: The real videos.
+        out: Folder of the drawn ones; `metric-*.jsonl` in it gets a line for each score.
+        drawing: How they are drawn, as .npz.
+        scoring: How they are scored; its frames and stride are those of each window in turn.
+        dataset: Whose published rows to show; by default guessed from the name of `real`.
+        reporter: Told of each step and clip.
+
+    Raises:
+        PvdmError: If videos are shorter than every window, or something needed is missing.
+    """
+    windows = [w for w in WINDOWS if (w[0] - 1) * w[1] < drawing.frames]
+    if not windows:
+        raise PvdmError(f"--length {drawing.frames}: the shortest published window has 16 frames")
+    requests = [replace(scoring, frames=frames, frame_stride=step) for frames, step in windows]
+    for request in requests:
+        request.check()
+    fps = drawing.fps or model.fps or FPS
+    drawing = replace(drawing, format="npz", fps=fps)
+    generate(model, out, drawing, origin=origin, reporter=reporter)
+    columns = {}
+    for request in requests:
+        result = measure_fvd(real, out, request, model.device, reporter)
+        columns[window_name(request)] = result
+        append(out, f"fvd{request.num}_{window_name(request)}", result, origin, drawing)
+    dataset = dataset or guess(real)
+    rows = [(row.method, row.of(dataset)) for row in TABLE_1] if dataset else []
+    return Comparison(origin[0], str(drawing.sampling.steps), out, dataset, columns, rows)
+
+
+def guess(real: Path) -> Dataset | None:
+    """Guess the data set from the name of its folder."""
+    name = real.resolve().name.lower()
+    if "ucf" in name:
+        return "ucf101"
+    return "sky" if "sky" in name else None
+
+
+def append(
+    out: Path, name: str, result: FvdResult, origin: Sequence[str], drawing: SampleRequest
+) -> None:
+    """Add a line to `metric-NAME.jsonl`.
+
+    Raises:
+        PvdmError: If it cannot be written.
+    """
+    line = {
+        "metric": name,
+        "results": {name: result.fvd},
+        "model": list(origin),
+        "sampling": {
+            "frames": drawing.frames,
+            "num": drawing.num,
+            "steps": str(drawing.sampling.steps),
+            "eta": drawing.sampling.eta,
+            "guidance": drawing.sampling.guidance,
+            "seed": drawing.seed,
+        },
+        "score": asdict(result),
+        "version": version("pvdm"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    make_folder(out)
+    try:
+        with (out / f"metric-{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")
+    except OSError as error:
+        raise PvdmError(f"cannot write {out}/metric-{name}.jsonl: {error.strerror}") from error

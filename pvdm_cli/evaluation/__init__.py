@@ -1,0 +1,1 @@
+"""How good videos are: Frechet video distance, inception score, reconstruction."""

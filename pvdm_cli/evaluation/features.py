@@ -1,0 +1,120 @@
+"""Features of the clips of one side; those of real videos are kept for the next score.
+
+A file in the cache belongs to one detector, one way to cut and resize clips, and one set of files
+(by name, size and time of change).
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pvdm_cli.errors import PvdmError
+from pvdm_cli.evaluation.detector import Detector, Features
+from pvdm_cli.evaluation.i3d import NUM_FEATURES
+from pvdm_cli.evaluation.reel import Reel
+from pvdm_cli.files import atomic_file
+from pvdm_cli.progress import Reporter
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison, as it was found.
+
+    Attributes:
+        path: Where the videos are.
+        videos: That gave clips.
+        clips: Compared.
+        resized: Videos that were brought to another size.
+        skipped: Videos left out, with the reason.
+        formats: Endings of the files.
+        kept: Whether the features come from an earlier run.
+    """
+
+    path: Path
+    videos: int
+    clips: int
+    resized: int
+    skipped: dict[str, str]
+    formats: list[str]
+    kept: bool = False
+
+
+def gather(
+    reel: Reel,
+    where: Path,
+    detector: Detector,
+    what: str,
+    reporter: Reporter,
+    *,
+    keep: bool = False,
+) -> tuple[Side, Features]:
+    """Compute the features [n, 400] of all clips, 1.6 kB each.
+
+    Args:
+        reel: The clips.
+        where: Where the videos are.
+        detector: I3D.
+        what: What the bar calls them.
+        reporter: Told of each clip.
+        keep: Look for them in the cache first, and leave them there.
+
+    Raises:
+        DataError: If there are fewer than two clips.
+    """
+    path = cache_folder() / f"{_key(reel, detector)}.npz" if keep else None
+    if path is not None and (found := _load(path)):
+        return replace(found[0], path=where, kept=True), found[1]
+    total = min(reel.most, len(reel.videos)) if reel.window.rule != "all" else None
+    reporter.start(what, total, "clip")
+    batches = []
+    for batch in detector.stream(reel):
+        batches.append(batch)
+        reporter.advance(len(batch))
+    reporter.done()
+    reel.require_clips(where)
+    features = np.concatenate(batches)
+    formats = sorted({video.format for video in reel.videos})
+    side = Side(where, reel.used, reel.clips, reel.resized, reel.skipped, formats)
+    if path is not None:
+        _save(path, side, features, reporter)
+    return side, features
+
+
+def cache_folder() -> Path:
+    """Where features of real videos are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "pvdm" / "features"
+
+
+def _key(reel: Reel, detector: Detector) -> str:
+    """Name of what the features depend on."""
+    about = {"format": FORMAT, **detector.describe(), **reel.describe()}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _load(path: Path) -> tuple[Side, Features] | None:
+    """Read kept features; a file that is missing or damaged is as good as none."""
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:
+            side, features = Side(**json.loads(str(file["side"]))), file["features"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+    whole = features.shape == (side.clips, NUM_FEATURES)
+    return (side, features) if whole else None
+
+
+def _save(path: Path, side: Side, features: Features, reporter: Reporter) -> None:
+    """Keep features; a cache that cannot be written is no reason to fail."""
+    about = json.dumps(asdict(side), default=str)
+    try:
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, side=np.array(about), features=features)
+    except PvdmError as error:
+        reporter.say(f"features of real videos are not kept: {error}")
