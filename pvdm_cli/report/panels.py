@@ -17,7 +17,7 @@ class Panel(NamedTuple):
         floor: A value the axis always shows.
         ceiling: Another.
         share: Whether values are shares, told in percent.
-        held_out: Whether values are measured on held-out videos, now and then.
+        held_out: Whether values are measured now and then, mostly on held-out videos.
         exact: Whether values do not scatter, so that there is nothing to smooth.
     """
 
@@ -53,6 +53,14 @@ PANELS = (
         "rFVD",
         "val_rfvd",
         "Distance of reconstructions from real clips.",
+        better="lower",
+        floor=0.0,
+        held_out=True,
+    ),
+    Panel(
+        "FVD of few videos",
+        r"fvd_of_\d+",
+        "Drawn against decoded clips: shows a trend, compares with nothing.",
         better="lower",
         floor=0.0,
         held_out=True,

@@ -30,7 +30,7 @@ class Record:
         best: Name of the one that validated best.
         provenance: What the newest checkpoint says of its origin.
         starts: One entry for each start: command, device, environment.
-        evaluations: Lines of all `metric-*.jsonl`.
+        evaluations: Lines of all `metric-*.jsonl` in the run folder and the folders in it.
         drift: Content of `drift.json`.
         written: When the last line of metrics was written, in seconds since 1970.
         notes: What could not be read, each in a sentence.
@@ -100,7 +100,7 @@ def read_record(path: Path, name: str) -> Record:
     _read_metrics(record)
     _read_checkpoints(record)
     record.starts = _lines(path / "starts.jsonl", record.notes)
-    for file in sorted(path.glob("metric-*.jsonl")):
+    for file in [*sorted(path.glob("metric-*.jsonl")), *sorted(path.glob("*/metric-*.jsonl"))]:
         named = file.stem.removeprefix("metric-")
         record.evaluations += [{"file": named, **line} for line in _lines(file, record.notes)]
     record.drift = _json(path / "drift.json", record.notes)

@@ -82,6 +82,7 @@ def test_a_run_leaves_checkpoints_samples_and_its_configuration(
     info = probe(run / "samples" / samples[-1])
     assert (info.num_frames, info.fps) == (8 if stage == "autoencoder" else 16, FPS)
     top = {"best", "checkpoints", "config.yaml", "latest", "metrics.jsonl", "samples", ".lock"}
+    top.add("starts.jsonl")
     assert {path.name for path in run.iterdir()} == top
     model = load_model(run, "cpu")
     assert model.fps == FPS

@@ -112,7 +112,7 @@ STEP_METRICS = [
     *("adversary_loss", "adversary_real_accuracy", "adversary_fake_accuracy"),
     *("adversary_grad_norm", "grad_norm", "lr", "loss_t1", "loss_t4", "clips_per_second"),
     *("data_wait", "flop_utilisation", "peak_memory_gb", "val_psnr", "val_psnr_mean_frame"),
-    *("val_loss", "val_loss_prefix", "val_rfvd"),
+    *("val_loss", "val_loss_prefix", "val_rfvd", "fvd_of_16"),
 ]
 
 
@@ -212,6 +212,15 @@ def test_results_are_read_in_the_forms_they_come_in() -> None:
     assert [s.name for s in scores({"file": "fvd", "results": {"a": 1, "b": 2}})] == ["a", "b"]
     assert scores({"file": "psnr", "psnr": 30.5})[0].value == 30.5
     assert scores({"metric": "broken"}) == []
+
+
+def test_results_beside_drawn_videos_in_the_run_folder_are_found(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", lines([10]))
+    (run / "drawn").mkdir()
+    for place in (run, run / "drawn"):
+        (place / "metric-fvd16.jsonl").write_text('{"value": 3}\n')
+    found = read_record(run, "run").evaluations
+    assert [scores(line)[0].name for line in found] == ["fvd16", "fvd16"]
 
 
 def test_drift_is_found_wherever_numbers_are_listed() -> None:
