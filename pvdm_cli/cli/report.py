@@ -11,7 +11,7 @@ from pvdm_cli.cli.options import DebugOpt, JsonOpt, OverwriteOpt, QuietOpt
 
 RunsArg = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN...", help="Run folders, of trainings that go on or are done."),
+    typer.Argument(metavar="RUN", help="Run folders, of trainings that go on or are done."),
 ]
 PageOpt = Annotated[
     Path, typer.Option("--out", "-o", metavar="HTML", help="The page, or a folder for it.")
