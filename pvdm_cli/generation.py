@@ -199,7 +199,7 @@ def _sampler_settings(sampling: Sampling) -> dict[str, Any]:
     if sampling.variance == "large":
         used["variance"] = sampling.variance
     if not sampling.guided_everywhere:
-        used["guidance_interval"] = ",".join(f"{end:g}" for end in sampling.guidance_interval)
+        used["guidance_interval"] = ",".join(f"{end:.12g}" for end in sampling.guidance_interval)
     return used
 
 

@@ -5,6 +5,7 @@ lands on z0, written -1. Everything here is float64 on the host, worked out once
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
@@ -123,17 +124,16 @@ def karras_timesteps(abar: Sequence[float], num_steps: int) -> list[int]:
         ValueError: If num_steps is not in 1..T.
     """
     _check_count(len(abar), num_steps)
-    lam = [_log_snr(value) for value in abar]  # -log(sigma), falling with t
-    top = len(abar) - 1
-    high = -lam[top] if math.isfinite(lam[top]) else -lam[top - 1]
-    start, end = math.exp(high / RHO), math.exp(-lam[0] / RHO)
-    visited: list[int] = []
-    for i in range(num_steps):
-        if not visited:
-            visited.append(top)
-            continue
-        wanted = -RHO * math.log(start + i / (num_steps - 1) * (end - start))
-        nearest = min(range(visited[-1]), key=lambda t: abs(lam[t] - wanted))
+    levels = [-_log_snr(value) for value in abar]  # log(sigma), rising with t
+    top = len(levels) - 1
+    high = levels[top] if math.isfinite(levels[top]) else levels[top - 1]
+    start, end = math.exp(high / RHO), math.exp(levels[0] / RHO)
+    visited = [top]
+    for i in range(1, num_steps):
+        wanted = RHO * math.log(start + i / (num_steps - 1) * (end - start))
+        right = bisect_left(levels, wanted, hi=visited[-1])
+        near = [t for t in (right - 1, right) if 0 <= t < visited[-1]]
+        nearest = min(near, key=lambda t: abs(levels[t] - wanted))
         visited.append(max(nearest, num_steps - 1 - i))  # leave room for the steps to come
     return [*visited, -1]
 

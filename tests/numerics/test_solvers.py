@@ -310,7 +310,7 @@ def order(name: str, objective: Objective, counts: list[int], spacing: Spacing) 
             "karras",
             2.7,
             3.4,
-        ),  # UniC raises the order by one (Zhao et al. 2023, theorem 3.1)
+        ),  # UniC raises the order by one (Zhao et al. 2023)
     ],
 )
 def test_each_solver_has_its_order_on_a_mixture_whose_score_is_known(
