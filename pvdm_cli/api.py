@@ -41,9 +41,9 @@ from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.report.page import Report
 from pvdm_cli.report.page import write_report as report
-from pvdm_cli.rollout import Sampling, Steps
 from pvdm_cli.runs import run_training
 from pvdm_cli.runtime import resolve_device
+from pvdm_cli.sampling import Sampler, Sampling, Spacing, Steps, Variance, parse_interval
 from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.synthetic import write_skies
 
@@ -176,11 +176,14 @@ def sample(
     frames: int = 128,
     num: int = 1,
     steps: str = "100/20",
-    sampler: Literal["ddim", "ddpm"] = "ddim",
-    eta: float = 1.0,
+    sampler: Sampler = "ddim",
+    spacing: Spacing = "published",
+    eta: float | None = None,
+    variance: Variance | None = None,
     guidance: float = 0.0,
     class_name: str | int | None = None,
     class_guidance: float = 0.0,
+    guidance_interval: str = "0,1",
     prefix_noise: float = 0.0,
     seed: int = 0,
     batch_size: int = 4,
@@ -199,9 +202,12 @@ def sample(
         sampling=Sampling(
             steps=Steps.parse(steps),
             sampler=sampler,
+            spacing=spacing,
             eta=eta,
+            variance=variance,
             guidance=guidance,
             class_guidance=class_guidance,
+            guidance_interval=parse_interval(guidance_interval),
             prefix_noise=prefix_noise,
         ),
         class_name=None if class_name is None else str(class_name),

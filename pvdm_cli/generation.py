@@ -33,7 +33,10 @@ from pvdm_cli.video import pixels, read, write
 
 FORMATS = ("mp4", "gif", "webp", "png", "npz")
 GRID_FORMATS = ("mp4", "gif", "webp")
-CLASS_OPTIONS = ("class", "class_guidance")  # settings of models that know classes
+OPTIONS = (  # settings that are options of the command
+    *("frames", "steps", "sampler", "spacing", "eta", "variance", "guidance", "guidance_interval"),
+    *("prefix_noise", "seed", "format", "fps", "class", "class_guidance"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +179,7 @@ def run_settings(model: Model, request: SampleRequest, fps: float) -> dict[str, 
         "frames": request.frames,
         "steps": str(request.sampling.steps),
         "sampler": request.sampling.sampler,
-        "eta": float(request.sampling.eta),
+        **_sampler_settings(request.sampling),
         "guidance": float(request.sampling.guidance),
         "prefix_noise": float(request.sampling.prefix_noise),
         **_class_settings(model, request),
@@ -184,6 +187,20 @@ def run_settings(model: Model, request: SampleRequest, fps: float) -> dict[str, 
         "format": request.format,
         "fps": fps,
     }
+
+
+def _sampler_settings(sampling: Sampling) -> dict[str, Any]:
+    """Settings of the sampler; newer ones only if used, so that older folders can be continued."""
+    used: dict[str, Any] = {}
+    if sampling.sampler in ("ddim", "ddpm"):
+        used["eta"] = 1.0 if sampling.eta is None else float(sampling.eta)
+    if sampling.spacing != "published":
+        used["spacing"] = sampling.spacing
+    if sampling.variance == "large":
+        used["variance"] = sampling.variance
+    if not sampling.guided_everywhere:
+        used["guidance_interval"] = ",".join(f"{end:.12g}" for end in sampling.guidance_interval)
+    return used
 
 
 def _class_settings(model: Model, request: SampleRequest) -> dict[str, Any]:
@@ -301,11 +318,8 @@ def _command(
     model: Model, request: SampleRequest, settings: dict[str, Any], origin: Sequence[str]
 ) -> str:
     """Write the command that makes this run again."""
-    options = (
-        *("frames", "steps", "sampler", "eta", "guidance", "prefix_noise", "seed", "format", "fps"),
-    )
     words = ["pvdm", "sample", *origin, "--num", str(request.num)]
-    for option in [*options, *(key for key in CLASS_OPTIONS if settings.get(key) is not None)]:
+    for option in [key for key in OPTIONS if settings.get(key) is not None]:
         words += [f"--{option.replace('_', '-')}", f"{settings[option]}"]
     # The device belongs to it: CPU and CUDA generators draw different numbers from one seed.
     return shlex.join([*words, "--device", model.device.type])
@@ -349,8 +363,11 @@ def _finished(out: Path, settings: dict[str, Any]) -> set[int]:
     for path, found in _descriptions(out):
         theirs = found["settings"]
         if theirs != settings:
-            keys = [key for key in settings if theirs.get(key) != settings[key]]
-            told = ", ".join(f"{key} {theirs.get(key)} instead of {settings[key]}" for key in keys)
+            keys = [k for k in {**settings, **theirs} if theirs.get(k) != settings.get(k)]
+            told = ", ".join(
+                f"{key} {theirs.get(key, 'unset')} instead of {settings.get(key, 'unset')}"
+                for key in keys
+            )
             raise PvdmError(
                 f"{path} was made with other settings ({told}); choose another --out, or replace "
                 "it with --overwrite"

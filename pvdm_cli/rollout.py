@@ -4,134 +4,20 @@ Axes: b videos, c latent channels, n flat latent length, s frames of a clip, H x
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pvdm_cli.config import DiffusionConfig, ModelConfig
-from pvdm_cli.diffusion.samplers import Bounds, Draw, OnStep, Predict, ddim_sample, ddpm_sample
-from pvdm_cli.errors import PvdmError
+from pvdm_cli.diffusion.samplers import Bounds, Draw, OnStep, Predict
+from pvdm_cli.diffusion.schedule import Schedule
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.denoiser import NULL_CLASS, Denoiser
-
-Sampler = Literal["ddim", "ddpm"]
-
-
-class Steps(NamedTuple):
-    """Network steps of the first clip and of each following one, written N/M (table 1)."""
-
-    first: int
-    following: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read "100/20", or "100" for the same number everywhere.
-
-        Raises:
-            PvdmError: If the text is neither.
-        """
-        first, slash, following = text.partition("/")
-        try:
-            steps = cls(int(first), int(following if slash else first))
-        except ValueError:
-            steps = cls(0, 0)
-        if min(steps) < 1:
-            raise PvdmError(f"--steps {text!r}: expected N or N/M with whole numbers, like 100/20")
-        return steps
-
-    def __str__(self) -> str:
-        return f"{self.first}/{self.following}"
-
-
-DEFAULT_STEPS = Steps(100, 20)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How clips are drawn; the defaults are those the published checkpoints are evaluated with.
-
-    Attributes:
-        steps: Steps of the first and of the following clips. DDIM with as many steps as were
-            trained means ancestral sampling (Sec. 4), whatever eta is.
-        sampler: ddim, or ddpm for ancestral steps (with fewer than T, over the timesteps kept).
-        eta: Noise of DDIM, 0 (deterministic) to 1.
-        guidance: w in (1+w) * eps(prefix) - w * eps(null); 0 costs one network call a step.
-        class_guidance: The same on the class, for models that know classes; see `predictor`.
-        prefix_noise: Standard deviation of noise put on each prefix, of which the network is told:
-            what it then draws depends less on the details, and so on the errors, of the clip before.
-    """
-
-    steps: Steps = DEFAULT_STEPS
-    sampler: Sampler = "ddim"
-    eta: float = 1.0
-    guidance: float = 0.0
-    class_guidance: float = 0.0
-    prefix_noise: float = 0.0
-
-    def check(self, trained: DiffusionConfig) -> None:
-        """Reject what a model trained so cannot do.
-
-        Raises:
-            PvdmError: Naming the option, its value and the allowed range.
-        """
-        if self.sampler not in ("ddim", "ddpm"):
-            raise PvdmError(f"--sampler {self.sampler!r}: choose ddim or ddpm")
-        num_timesteps = trained.num_timesteps
-        if max(self.steps) > num_timesteps or min(self.steps) < 1:
-            raise PvdmError(
-                f"--steps {self.steps}: the model was trained with {num_timesteps} timesteps, "
-                f"use 1 to {num_timesteps}"
-            )
-        if not 0 <= self.eta <= 1:
-            raise PvdmError(f"--eta {self.eta}: expected a number from 0 to 1")
-        for name in ("guidance", "class_guidance"):
-            weight = getattr(self, name)
-            if not 0 <= weight < float("inf"):
-                option = name.replace("_", "-")
-                raise PvdmError(f"--{option} {weight}: expected a number from 0 up")
-        if not 0 <= self.prefix_noise <= trained.prefix_noise:
-            limit = f"0 to {trained.prefix_noise:g}" if trained.prefix_noise else "nothing but 0"
-            raise PvdmError(
-                f"--prefix-noise {self.prefix_noise}: the model was trained with "
-                f"diffusion.prefix_noise={trained.prefix_noise:g}, so it knows {limit}"
-            )
-
-    def check_labels(self, labels: Tensor | None, config: ModelConfig) -> None:
-        """Reject labels that a model does not know, and guidance without a class.
-
-        Raises:
-            PvdmError: Naming the option, its value and what it needs.
-            ValueError: If a label is no place in the model's classes.
-        """
-        given = torch.full((1,), NULL_CLASS) if labels is None else labels
-        if int(given.min()) < NULL_CLASS or int(given.max()) >= len(config.classes):
-            raise ValueError(
-                f"labels {given.tolist()}: the model has {len(config.classes)} classes"
-            )
-        null = bool((given == NULL_CLASS).any())
-        if self.class_guidance and null:
-            raise PvdmError(
-                f"--class-guidance {self.class_guidance}: there is no class to follow; it needs "
-                "one, and a model trained with data.labels=true"
-            )
-        assert config.diffusion is not None
-        needs_null = self.class_guidance or (labels is not None and null)
-        if config.classes and needs_null and not config.diffusion.class_dropout:
-            raise PvdmError(
-                "the model was trained with diffusion.class_dropout=0 and knows nothing but its "
-                "classes: draw one of them, with --class-guidance 0"
-            )
-
-    def num_calls(self, num_clips: int) -> int:
-        """Network calls of a whole run."""
-        return self.steps.first + (num_clips - 1) * self.steps.following
-
-
-PUBLISHED = Sampling()
+from pvdm_cli.sampling import PUBLISHED as PUBLISHED
+from pvdm_cli.sampling import Sampling as Sampling
+from pvdm_cli.sampling import Steps as Steps
 
 
 def rollout(
@@ -214,16 +100,43 @@ def _clips(
         num_steps = sampling.steps.first if prefix is None else sampling.steps.following
         if prefix is not None and sampling.prefix_noise:
             prefix = prefix + sampling.prefix_noise * draw(0)
-        predict = predictor(
-            denoiser,
-            prefix,
-            sampling.guidance,
-            sampling.prefix_noise,
-            labels,
-            sampling.class_guidance,
-        )
+        predict = _predict(model, prefix, labels, num_steps, sampling)
         prefix = _sample(model, predict, draw, num_steps, sampling, on_step)
         yield denoiser.denormalise(prefix)
+
+
+def _predict(
+    model: Model,
+    prefix: Tensor | None,
+    labels: Tensor | None,
+    num_steps: int,
+    sampling: Sampling,
+) -> Predict:
+    """Bind what one clip is drawn from, guided where the settings say so."""
+    denoiser, schedule = model.require_denoiser("this model")
+
+    def bound(guidance: float, class_guidance: float) -> Predict:
+        noise = sampling.prefix_noise
+        return predictor(denoiser, prefix, guidance, noise, labels, class_guidance)
+
+    guided = bound(sampling.guidance, sampling.class_guidance)
+    if sampling.guided_everywhere:
+        return guided
+    return within(guided, bound(0.0, 0.0), _inside(sampling, schedule, num_steps))
+
+
+def _inside(sampling: Sampling, schedule: Schedule, num_steps: int) -> list[bool]:
+    """Say of each network call of a clip, in order, whether it is guided."""
+    return [sampling.guides(t, schedule) for t in sampling.asked(schedule, num_steps)]
+
+
+def within(guided: Predict, plain: Predict, inside: Sequence[bool]) -> Predict:
+    """Guide only some calls of a run (Kynkäänniemi et al. 2024); the others are not more batches.
+
+    Which ones follows from their order, known before: t is on the device and not waited for.
+    """
+    each = iter(inside)
+    return lambda z_t, t: (guided if next(each) else plain)(z_t, t)
 
 
 def _sample(
@@ -237,14 +150,12 @@ def _sample(
     """Draw one clip's z0 [b, c, n], in the denoiser's scale, with the chosen sampler."""
     (denoiser, schedule), config = model.require_denoiser("this model"), model.config.diffusion
     assert config is not None
-    ancestral = sampling.sampler == "ddpm" or num_steps == schedule.num_timesteps
-    run = ddpm_sample if ancestral else partial(ddim_sample, eta=sampling.eta)
+    run = sampling.bind(draw, schedule, num_steps)
     return run(
         predict,
         draw(0),
         schedule,
         num_steps=num_steps,
-        draw=draw,
         clamp=_bounds(model, denoiser) if config.clamp else False,
         objective=config.objective,
         on_step=on_step,

@@ -25,6 +25,26 @@ class Sampler(StrEnum):
 
     ddim = "ddim"
     ddpm = "ddpm"
+    dpmpp = "dpm++"
+    unipc = "unipc"
+    euler = "euler"
+    heun = "heun"
+
+
+class Spacing(StrEnum):
+    """Ways to choose timesteps."""
+
+    published = "published"
+    leading = "leading"
+    trailing = "trailing"
+    karras = "karras"
+
+
+class Variance(StrEnum):
+    """Noise of ancestral steps."""
+
+    small = "small"
+    large = "large"
 
 
 class Format(StrEnum):
@@ -61,9 +81,17 @@ def sample(
         ),
     ] = "100/20",
     sampler: Annotated[Sampler, typer.Option(help="How clips are drawn.")] = Sampler.ddim,
+    spacing: Annotated[
+        Spacing, typer.Option(help="Which of the trained timesteps the steps start from.")
+    ] = Spacing.published,
     eta: Annotated[
-        float, typer.Option(min=0, max=1, help="Noise of DDIM: 0 none, 1 that of DDPM.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0, max=1, help="Noise of DDIM: 0 none, 1 (the default) that of DDPM."),
+    ] = None,
+    variance: Annotated[
+        Variance | None,
+        typer.Option(help="Noise of DDPM: of its posterior (small, the default) or beta (large)."),
+    ] = None,
     guidance: Annotated[
         float,
         typer.Option(min=0, help="Weight of guidance on the clip before; above 0 costs double."),
@@ -83,6 +111,13 @@ def sample(
             min=0, help="Weight of guidance on the class; above 0 costs another batch a step."
         ),
     ] = 0.0,
+    guidance_interval: Annotated[
+        str,
+        typer.Option(
+            metavar="LO,HI",
+            help="Share of the noise levels at which clips are guided, 0 none to 1 all noise.",
+        ),
+    ] = "0,1",
     prefix_noise: Annotated[
         float,
         typer.Option(
@@ -121,6 +156,7 @@ def sample(
         pvdm sample --frames 128
         pvdm sample runs/sky --num 16 --grid gif --out skies
         pvdm sample runs/sky --steps 200/200 --batch-size 8 --device cuda
+        pvdm sample runs/sky --sampler dpm++ --steps 20/10
         pvdm sample runs/ucf101 --class YoYo --class-guidance 2 --num 4
         pvdm sample runs/sky --checkpoint 20000 --sampler ddpm --steps 1000 --format npz
     """
@@ -133,10 +169,13 @@ def sample(
         num=num,
         steps=steps,
         sampler=sampler.value,
+        spacing=spacing.value,
         eta=eta,
+        variance=variance.value if variance else None,
         guidance=guidance,
         class_name=class_name,
         class_guidance=class_guidance,
+        guidance_interval=guidance_interval,
         prefix_noise=prefix_noise,
         seed=seed,
         batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""Samplers: pure loops from z_T to z0. The prediction and the noise come in as callables.
+"""Samplers that draw noise: pure loops from z_T to z0. Prediction and noise come in as callables.
 
 Axes: b batch, c latent channels, n flat latent length. z_T, z_t, z0: [b, c, n]. Steps are counted
 k = 1..num_steps; t is the trained timestep a step starts from. The coefficients of all steps are
@@ -6,69 +6,20 @@ computed once, in float64, and reach the device as scalars: a step never waits f
 """
 
 from collections.abc import Callable
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pvdm_cli.diffusion.objective import Objective, eps_from, x0_from
 from pvdm_cli.diffusion.schedule import Schedule
+from pvdm_cli.diffusion.steps import Spacing, Step, plan
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (z_t, t int64 [b]) -> prediction like z_t
 Draw = Callable[[int], Tensor]  # step k -> N(0, I) like z_t
 OnStep = Callable[[int, int], None]  # (step k, num_steps), after the step
 Bounds = tuple[Tensor, Tensor]  # least and greatest z0, broadcast against it
-
-
-def timesteps(num_timesteps: int, num_steps: int) -> list[int]:
-    """Return the num_steps + 1 timesteps a sampler visits, from T-1 down to -1 (which is z0).
-
-    The published spacing: linspace(-1, T-1, N+1) truncated to integers, reversed, e.g. 999, 899,
-    ..., 99, -1 for 10 of 1000. Computed in integers: the published float32 linspace falls one
-    short at a few counts that do not divide T, e.g. at 26 steps.
-
-    Raises:
-        ValueError: If num_steps is not in 1..num_timesteps.
-    """
-    if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(f"num_steps={num_steps} is not in 1..{num_timesteps}")
-    return [k * num_timesteps // num_steps - 1 for k in range(num_steps, -1, -1)]
-
-
-class Step(NamedTuple):
-    """One jump from timestep t to the next one kept: abar before and after."""
-
-    k: int
-    t: int
-    abar: float
-    abar_next: float  # 1 at the last step
-
-    @property
-    def signal(self) -> float:
-        """Weight of z0 in z_t."""
-        return self.abar**0.5
-
-    @property
-    def noise(self) -> float:
-        """Weight of eps in z_t."""
-        return (1 - self.abar) ** 0.5
-
-    @property
-    def posterior_std(self) -> float:
-        """Standard deviation of q(z_next | z_t, z0) (DDPM eq. 7; DDIM eq. 16 at eta = 1)."""
-        alpha = self.abar / self.abar_next
-        return ((1 - alpha) * (1 - self.abar_next) / (1 - self.abar)) ** 0.5
-
-
-def plan(schedule: Schedule, num_steps: int) -> list[Step]:
-    """List the steps of a run."""
-    visited = timesteps(schedule.num_timesteps, num_steps)
-    abar = schedule.alphas_cumprod.tolist()
-    return [
-        Step(k, t, abar[t], abar[t_next] if t_next >= 0 else 1.0)
-        for k, (t, t_next) in enumerate(pairwise(visited), start=1)
-    ]
+Variance = Literal["small", "large"]  # beta-tilde, beta (DDPM, Sec. 3.2)
 
 
 def posterior_mean(step: Step, z0: Tensor, z_t: Tensor) -> Tensor:
@@ -89,6 +40,7 @@ def ddim_sample(
     draw: Draw | None = None,
     clamp: bool | Bounds = True,
     objective: Objective = "eps",
+    spacing: Spacing = "published",
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample z0 with DDIM (Song et al. 2021, eq. 12); draw(k) gives the noise of step k.
@@ -104,7 +56,8 @@ def ddim_sample(
         eta: 0 is deterministic, 1 has the variance of ancestral sampling.
         draw: Noise of step k in 1..N-1; not called at eta = 0.
         clamp: Clamp each predicted z0: True to [-1, 1], or to bounds of its own.
-        objective: What `predict` returns: eps, x0 or v.
+        objective: What `predict` returns: eps, x0, v or flow.
+        spacing: Which timesteps are visited.
         on_step: Called as (k, N) after each step.
 
     Returns:
@@ -118,10 +71,10 @@ def ddim_sample(
     if eta > 0 and draw is None:
         raise ValueError(f"eta={eta} needs draw, the noise of each step")
     z_t = z_T
-    for step in plan(schedule, num_steps):
-        prediction = _ask(predict, z_t, step.t)
+    for step in plan(schedule, num_steps, spacing):
+        prediction = ask(predict, z_t, step.t)
         z0 = x0_from(objective, prediction, z_t, step.signal, step.noise)
-        z0 = _clamped(z0, clamp)
+        z0 = clamped(z0, clamp)
         if step.k < num_steps:
             eps = eps_from(objective, prediction, z_t, step.signal, step.noise)
             sigma = eta * step.posterior_std
@@ -145,6 +98,8 @@ def ddpm_sample(
     num_steps: int | None = None,
     clamp: bool | Bounds = True,
     objective: Objective = "eps",
+    spacing: Spacing = "published",
+    variance: Variance = "small",
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample z0 by ancestral steps (Algorithm 1; DDPM eq. 7): posterior mean plus noise.
@@ -160,7 +115,10 @@ def ddpm_sample(
         draw: Noise of step k in 1..N-1.
         num_steps: Steps N; all T when None.
         clamp: Clamp each predicted z0: True to [-1, 1], or to bounds of its own.
-        objective: What `predict` returns: eps, x0 or v.
+        objective: What `predict` returns: eps, x0, v or flow.
+        spacing: Which timesteps are visited.
+        variance: small is that of q(z_next | z_t, z0), right where z0 is known; large is beta,
+            right where z0 ~ N(0, I) (DDPM, Sec. 3.2).
         on_step: Called as (k, N) after each step.
 
     Returns:
@@ -171,12 +129,13 @@ def ddpm_sample(
     """
     num_steps = schedule.num_timesteps if num_steps is None else num_steps
     z_t = z_T
-    for step in plan(schedule, num_steps):
-        prediction = _ask(predict, z_t, step.t)
+    for step in plan(schedule, num_steps, spacing):
+        prediction = ask(predict, z_t, step.t)
         z0 = x0_from(objective, prediction, z_t, step.signal, step.noise)
-        z0 = _clamped(z0, clamp)
+        z0 = clamped(z0, clamp)
         if step.k < num_steps:
-            z_t = posterior_mean(step, z0, z_t) + step.posterior_std * draw(step.k)
+            std = step.forward_std if variance == "large" else step.posterior_std
+            z_t = posterior_mean(step, z0, z_t) + std * draw(step.k)
         else:
             z_t = z0
         if on_step is not None:
@@ -184,13 +143,13 @@ def ddpm_sample(
     return z_t
 
 
-def _clamped(z0: Tensor, clamp: bool | Bounds) -> Tensor:
+def clamped(z0: Tensor, clamp: bool | Bounds) -> Tensor:
     """Clamp z0 if it is asked for."""
     if isinstance(clamp, bool):
         return z0.clamp(-1, 1) if clamp else z0
     return z0.clamp(*clamp)
 
 
-def _ask(predict: Predict, z_t: Tensor, t: int) -> Tensor:
+def ask(predict: Predict, z_t: Tensor, t: int) -> Tensor:
     """Call predict with the timestep repeated for every row; the answer in the dtype of z_t."""
     return predict(z_t, torch.full((len(z_t),), t, device=z_t.device)).to(z_t.dtype)

@@ -84,6 +84,38 @@ def test_the_sidecar_says_how_to_make_the_video_again(model: Path, tmp_path: Pat
     assert json.loads((tmp_path / "b/video-00000.json").read_text()) == told
 
 
+@pytest.mark.parametrize(
+    ("settings", "told", "absent"),
+    [
+        ({}, {"eta": 1.0}, {"spacing", "variance", "guidance_interval"}),
+        ({"sampler": "ddpm"}, {"eta": 1.0}, {"spacing", "variance", "guidance_interval"}),
+        ({"sampler": "ddpm", "variance": "large"}, {"eta": 1.0, "variance": "large"}, {"spacing"}),
+        ({"sampler": "dpm++", "spacing": "karras"}, {"spacing": "karras"}, {"eta", "variance"}),
+        (
+            {"sampler": "heun", "guidance": 1.0, "guidance_interval": "0.2,0.8"},
+            {"guidance_interval": "0.2,0.8"},
+            {"eta", "variance", "spacing"},
+        ),
+    ],
+)
+def test_the_sidecar_names_what_the_sampler_used_and_nothing_else(
+    model: Path,
+    tmp_path: Path,
+    settings: dict[str, str],
+    told: dict[str, object],
+    absent: set[str],
+) -> None:
+    api.sample(model, tmp_path / "a", format="npz", **QUICK, **settings)
+    sidecar = (tmp_path / "a/video-00000.json").read_text()
+    found = json.loads(sidecar)["settings"]
+    assert told.items() <= found.items()
+    assert not absent & found.keys()
+    words = shlex.split(json.loads(sidecar)["command"])
+    again = CliRunner().invoke(app, [*words[1:], "--out", str(tmp_path / "b"), "-q"])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "b/video-00000.json").read_text() == sidecar
+
+
 def test_a_video_does_not_depend_on_how_many_are_drawn_at_once(model: Path, tmp_path: Path) -> None:
     one = api.sample(model, tmp_path / "one", num=3, batch_size=1, format="npz", **QUICK)
     all_ = api.sample(model, tmp_path / "all", num=3, batch_size=3, format="npz", **QUICK)
@@ -113,6 +145,8 @@ def test_the_same_command_again_makes_only_what_is_missing(model: Path, tmp_path
     [
         ({"steps": "5/2"}, "steps 4/2 instead of 5/2"),
         ({"eta": 0.0}, "eta 1.0 instead of 0.0"),
+        ({"sampler": "unipc"}, "sampler ddim instead of unipc, eta 1.0 instead of unset"),
+        ({"spacing": "karras"}, "spacing unset instead of karras"),
         ({"seed": 1, "fps": 9.0}, "seed 0 instead of 1, fps 7.0 instead of 9.0"),
         ({"format": "npz"}, "format mp4 instead of npz"),
     ],

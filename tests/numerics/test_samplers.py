@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pvdm_cli.config import DiffusionConfig
 from pvdm_cli.diffusion.objective import Objective, q_sample, target
-from pvdm_cli.diffusion.samplers import Step, ddim_sample, ddpm_sample, plan, timesteps
+from pvdm_cli.diffusion.samplers import Variance, ddim_sample, ddpm_sample
 from pvdm_cli.diffusion.schedule import Schedule
+from pvdm_cli.diffusion.steps import Step, plan, timesteps
 from pvdm_cli.runtime import generator
 
 SCHEDULE = Schedule.from_config(DiffusionConfig())
@@ -154,6 +155,23 @@ def test_unclamped_ancestral_step_is_algorithm_1() -> None:
     mean = (z_t - beta / (1 - abar).sqrt() * eps) / (1 - beta).sqrt()
     expected = mean + SCHEDULE.posterior_variance[step.t].sqrt() * drawn
     torch.testing.assert_close(path[1], expected)
+
+
+def test_the_large_variance_is_beta() -> None:
+    eps, z_T, drawn = noise(1), noise(2), noise(3)
+    paths: dict[Variance, list[Tensor]] = {"small": [], "large": []}
+    for variance, path in paths.items():
+
+        def predict(z: Tensor, t: Tensor, path: list[Tensor] = path) -> Tensor:
+            path.append(z)
+            return eps
+
+        ddpm_sample(predict, z_T, SCHEDULE, draw=lambda k: drawn, num_steps=4, variance=variance)
+    kept = SCHEDULE.alphas_cumprod[[999, 749]]
+    beta = 1 - kept[0] / kept[1]
+    small = beta * (1 - kept[1]) / (1 - kept[0])
+    wider = paths["large"][1] - paths["small"][1]
+    torch.testing.assert_close(wider, (beta.sqrt() - small.sqrt()) * drawn)
 
 
 def test_clamped_ancestral_step_takes_the_posterior_mean() -> None:
@@ -326,23 +344,26 @@ def test_ddim_agrees_with_diffusers(
 
 @pytest.mark.parametrize("objective", ["eps", "x0", "v"])
 @pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("num_steps", [10, 250])
 def test_ancestral_sampling_agrees_with_diffusers(
-    num_steps: int, clamp: bool, objective: Objective
+    num_steps: int, variance: Variance, clamp: bool, objective: Objective
 ) -> None:
-    check_ancestral(num_steps, clamp, objective)
+    check_ancestral(num_steps, clamp, objective, variance)
 
 
 def test_all_thousand_ancestral_steps_agree_with_diffusers() -> None:
     check_ancestral(1000, clamp=True, objective="eps")
 
 
-def check_ancestral(num_steps: int, clamp: bool, objective: Objective) -> None:
+def check_ancestral(
+    num_steps: int, clamp: bool, objective: Objective, variance: Variance = "small"
+) -> None:
     """Compare a whole run with diffusers' DDPMScheduler, fed with the same noise."""
     theirs = DDPMScheduler(
         1000,
         trained_betas=SCHEDULE.betas.numpy(),
-        variance_type="fixed_small",
+        variance_type=f"fixed_{variance}",
         clip_sample=clamp,
         prediction_type=THEIR_NAMES[objective],
         timestep_spacing="trailing",
@@ -351,9 +372,11 @@ def check_ancestral(num_steps: int, clamp: bool, objective: Objective) -> None:
     z = noise(0)
     for k, t in enumerate(theirs.timesteps, start=1):
         prediction = smooth(objective, z, t.expand(3))
-        z = theirs.step(prediction, int(t), z, generator=generator("cpu", 7, k)).prev_sample
+        told = theirs.step(prediction, int(t), z, generator=generator("cpu", 7, k))
+        # Their last jump draws noise too unless it starts at t = 0; ours never (Algorithm 1).
+        z = told.prev_sample if k < num_steps else told.pred_original_sample
     found = ddpm_sample(
         lambda z_t, t: smooth(objective, z_t, t), noise(0), SCHEDULE,
-        num_steps=num_steps, draw=noise, clamp=clamp, objective=objective,
+        num_steps=num_steps, draw=noise, clamp=clamp, objective=objective, variance=variance,
     )  # fmt: skip
     assert relative(found, z) < 1e-4

@@ -8,12 +8,14 @@ from tiny import CONFIG, tiny_model
 from torch import Tensor, nn
 
 from pvdm_cli.diffusion.samplers import ddim_sample, ddpm_sample
+from pvdm_cli.diffusion.steps import SPACINGS, Spacing
 from pvdm_cli.errors import ModelError, PvdmError
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.rollout import Sampling, Steps, predictor, rollout, rollout_latents
 from pvdm_cli.runtime import generator
+from pvdm_cli.sampling import SAMPLERS, Sampler, parse_interval
 
 
 class Call(NamedTuple):
@@ -88,7 +90,7 @@ def test_steps_are_written_as_they_are_read() -> None:
     assert str(Steps.parse("50")) == "50/50"
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "heun"])
 def test_each_clip_is_asked_once_per_step_and_sees_the_clip_before(sampler: str) -> None:
     model, denoiser = recorded()
     first, second, third = run(model, 3, 0, 1, sampler=sampler)
@@ -99,6 +101,28 @@ def test_each_clip_is_asked_once_per_step_and_sees_the_clip_before(sampler: str)
     assert all(prefix is second for prefix in prefixes[8:])
     assert third.shape == (2, 4, CONFIG.latent.flat)
     assert Sampling(steps=Steps(5, 3)).num_calls(3) == len(denoiser.calls)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [Steps(5, 3), Steps(1, 1), Steps(20, 20)])
+def test_the_calls_are_those_foretold_in_number_and_order(
+    sampler: Sampler, spacing: Spacing, steps: Steps
+) -> None:
+    (model, denoiser), told = recorded(), []
+    settings = Sampling(steps=steps, sampler=sampler, spacing=spacing)
+    clips = rollout_latents(
+        model,
+        2,
+        generators=generators(0),
+        sampling=settings,
+        on_step=lambda *call: told.append(call),
+    )
+    assert all(clip.isfinite().all() for clip in clips)
+    assert len(denoiser.calls) == len(told) == settings.num_calls(2)
+    assert model.schedule is not None
+    foretold = [t for count in steps for t in settings.asked(model.schedule, count)]
+    assert [int(call.t[0]) for call in denoiser.calls] == foretold
 
 
 def test_a_noised_prefix_differs_from_clip_to_clip_and_the_network_is_told_how_much() -> None:
@@ -170,7 +194,34 @@ def test_guidance_mixes_with_weights_one_plus_w_and_minus_w() -> None:
     assert torch.equal(predictor(denoiser, None, 2.0)(z_t, t), denoiser(z_t, t))
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddpm", "heun"])
+def test_guidance_holds_within_its_interval_of_the_noise_levels(sampler: Sampler) -> None:
+    model, denoiser = recorded()
+    steps = Steps(2, 10)  # levels 1.0, 0.9, ..., 0.1
+    run(model, 2, 0, steps=steps, sampler=sampler, guidance=1.5, guidance_interval=(0.3, 0.5))
+    following = denoiser.calls[3 if sampler == "heun" else 2 :]
+    for call in following:
+        assert len(call.z_t) == (2 if 0.3 <= (int(call.t[0]) + 1) / 20 <= 0.5 else 1)
+    assert sum(len(call.z_t) == 2 for call in following) == (6 if sampler == "heun" else 3)
+
+
+def test_guidance_over_all_levels_is_guidance_without_an_interval() -> None:
+    always, plain = recorded()[0], recorded()[0]
+    settings = {"guidance": 1.5, "sampler": "dpm++"}
+    whole = run(always, 2, 0, guidance_interval=(0.0, 1.0), **settings)
+    almost = run(plain, 2, 0, guidance_interval=(0.0, 0.9), **settings)
+    assert torch.equal(whole[1], run(recorded()[0], 2, 0, **settings)[1])
+    assert not torch.equal(whole[1], almost[1])
+
+
+@pytest.mark.parametrize("text", ["", "0.5", "a,b", "0,1,1"])
+def test_an_interval_that_is_none_is_refused_in_one_sentence(text: str) -> None:
+    assert parse_interval("0.2, 0.8") == (0.2, 0.8)
+    with pytest.raises(PvdmError, match=r"^--guidance-interval .*like 0\.2,0\.8$"):
+        parse_interval(text)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_video_is_the_same_in_any_batch(sampler: str) -> None:
     model = tiny_model()
     together = run(model, 2, 0, 1, 2, sampler=sampler)
@@ -270,7 +321,20 @@ def test_sampling_builds_no_graph() -> None:
             {"prefix_noise": 0.1},
             "--prefix-noise 0.1: the model was trained with diffusion.prefix_noise=0",
         ),
-        ({"sampler": "euler"}, "--sampler 'euler': choose ddim or ddpm"),
+        ({"sampler": "plms"}, "--sampler 'plms': choose ddim, ddpm, dpm++, unipc, euler or heun"),
+        ({"spacing": "even"}, "--spacing 'even': choose published, leading, trailing or karras"),
+        ({"variance": "huge", "sampler": "ddpm"}, "--variance 'huge': choose small or large"),
+        ({"variance": "small"}, "--variance small belongs to --sampler ddpm; leave it out"),
+        ({"sampler": "heun", "eta": 0.0}, "--eta 0.0 belongs to --sampler ddim; leave it out"),
+        ({"sampler": "ddpm", "eta": 0.5}, "--eta 0.5 belongs to --sampler ddim; leave it out"),
+        (
+            {"guidance": 1.0, "guidance_interval": (0.8, 0.2)},
+            "--guidance-interval 0.8,0.2: expected two rising numbers from 0 to 1",
+        ),
+        (
+            {"guidance_interval": (0.2, 0.8)},
+            "--guidance-interval 0.2,0.8 needs --guidance or --class-guidance above 0",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(
