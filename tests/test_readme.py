@@ -278,11 +278,12 @@ def test_the_keys_said_to_be_changeable_are_those_that_are() -> None:
 
 def test_the_sizes_said_to_fit_do_and_others_do_not() -> None:
     text = README.read_text()
-    sides = re.search(r"multiples of (\d+) with the `demo` presets and of (\d+)", text)
-    frames = re.search(r"multiple of (\d+) with the `demo` presets and of (\d+)", text)
+    sides = re.search(r"multiples of (\d+) with the small presets and of (\d+)", text)
+    frames = re.search(r"multiple of (\d+) with the small presets and of (\d+)", text)
     assert sides
     assert frames
-    for number, preset in enumerate(("demo/diffusion", "sky/diffusion-l"), start=1):
+    presets = {"demo/diffusion": 1, "small/diffusion": 1, "sky/diffusion-l": 2}
+    for preset, number in presets.items():
         config = load_config(preset)
         assert config.denoiser is not None
         divisor = config.denoiser.divisor
