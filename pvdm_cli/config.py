@@ -460,6 +460,11 @@ class RunConfig(ModelConfig):
             raise ValueError(
                 "training.judge belongs to stage: autoencoder; the second stage goes by val_loss"
             )
+        if not self.data.holdout and (self.training.patience or self.training.judge != "psnr"):
+            raise ValueError(
+                "training.patience and training.judge go by held-out videos, of which "
+                "data.holdout=0 leaves none; hold some out, or leave them out"
+            )
         if self.stage == "autoencoder" and self.training.score_every:
             raise ValueError("training.score_every belongs to stage: diffusion; leave it out")
         if self.stage == "autoencoder" and not self.data.cache:

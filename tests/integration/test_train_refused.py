@@ -75,6 +75,8 @@ def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
         ("diffusion", ["training.judge=rfvd"], {}, "the second stage goes by val_loss"),
         ("diffusion", ["adversarial.generator_weight=1"], {}, "adversarial belongs to stage: auto"),
         ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
+        ("autoencoder", ["data.holdout=0", "training.judge=rfvd"], {}, "go by held-out videos"),
+        ("diffusion", ["data.holdout=0", "training.patience=2"], {}, "go by held-out videos"),
         ("autoencoder", [], {"data": None}, "give --data DIR"),
         ("diffusion", [], {"cache": None}, "give --cache CACHE"),
         ("diffusion", ["data.cache=off"], {}, "give --data DIR and --autoencoder MODEL, and no"),
