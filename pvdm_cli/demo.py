@@ -17,9 +17,9 @@ from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import load_model
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.rollout import Sampling, Steps
 from pvdm_cli.runs import run_training
 from pvdm_cli.runtime import resolve_device
+from pvdm_cli.sampling import Sampling, Steps
 from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.synthetic import write_skies
 

@@ -27,8 +27,9 @@ from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import make_folder, write_json
 from pvdm_cli.model import Model, fingerprint
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.rollout import PUBLISHED, Sampling, rollout
+from pvdm_cli.rollout import rollout
 from pvdm_cli.runtime import generator, peak_memory, reset_peak_memory
+from pvdm_cli.sampling import PUBLISHED, Sampling
 from pvdm_cli.video import pixels, read, write
 
 FORMATS = ("mp4", "gif", "webp", "png", "npz")

@@ -13,8 +13,9 @@ from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.evaluation.reconstruction import FeatureDistance
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
-from pvdm_cli.rollout import Sampling, Steps, rollout
+from pvdm_cli.rollout import rollout
 from pvdm_cli.runtime import generator
+from pvdm_cli.sampling import Sampling, Steps
 from pvdm_cli.video.pixels import to_uint8
 
 STEPS = 50  # of the videos drawn during training

@@ -15,9 +15,7 @@ from pvdm_cli.diffusion.schedule import Schedule
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.denoiser import NULL_CLASS, Denoiser
-from pvdm_cli.sampling import PUBLISHED as PUBLISHED
-from pvdm_cli.sampling import Sampling as Sampling
-from pvdm_cli.sampling import Steps as Steps
+from pvdm_cli.sampling import PUBLISHED, Sampling
 
 
 def rollout(

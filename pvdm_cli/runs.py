@@ -28,8 +28,9 @@ from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.monitor import FewVideos
 from pvdm_cli.progress import Reporter
-from pvdm_cli.rollout import Sampling, Steps, rollout
+from pvdm_cli.rollout import rollout
 from pvdm_cli.runtime import generator, resolve_device, resolve_precision
+from pvdm_cli.sampling import Sampling, Steps
 from pvdm_cli.training.adversary import Adversary
 from pvdm_cli.training.autoencoder import AutoencoderStage
 from pvdm_cli.training.diffusion import DiffusionStage, check_cache, check_geometry

@@ -19,8 +19,9 @@ from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.rollout import Sampling, Steps, rollout, rollout_latents
+from pvdm_cli.rollout import rollout, rollout_latents
 from pvdm_cli.runtime import generator, resolve_device
+from pvdm_cli.sampling import Sampling, Steps
 from pvdm_cli.video.pixels import to_uint8
 
 FEW = 3  # steps of each kind that an extrapolation measures

@@ -20,8 +20,9 @@ from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.encoding import identity_of
 from pvdm_cli.errors import ConfigError, DataError, ModelError, PvdmError
 from pvdm_cli.model import load_model
-from pvdm_cli.rollout import Sampling, Steps, rollout_latents
+from pvdm_cli.rollout import rollout_latents
 from pvdm_cli.runtime import generator
+from pvdm_cli.sampling import Sampling, Steps
 
 LABELS = "data.labels=true"
 QUICK: dict[str, Any] = {"frames": 8, "steps": "3", "device": "cpu", "format": "npz"}

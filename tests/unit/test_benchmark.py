@@ -30,7 +30,7 @@ from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import save_model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
-from pvdm_cli.rollout import Steps
+from pvdm_cli.sampling import Steps
 
 CPU = torch.device("cpu")
 SUBJECT = Subject("tiny", CONFIG.model_dump(mode="json"))

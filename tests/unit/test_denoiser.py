@@ -11,8 +11,9 @@ from pvdm_cli.latents import Planes, flatten, unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
-from pvdm_cli.rollout import Sampling, Steps, rollout_latents
+from pvdm_cli.rollout import rollout_latents
 from pvdm_cli.runtime import generator
+from pvdm_cli.sampling import Sampling, Steps
 
 MEAN = [[0.5, -0.25, 0.1, 0.0], [0.3, 0.0, -0.6, 0.2], [-0.4, 0.1, 0.0, 0.7]]
 STD = [[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8], [0.05, 0.15, 0.25, 0.35]]

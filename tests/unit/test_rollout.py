@@ -13,9 +13,9 @@ from pvdm_cli.errors import ModelError, PvdmError
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
-from pvdm_cli.rollout import Sampling, Steps, predictor, rollout, rollout_latents
+from pvdm_cli.rollout import predictor, rollout, rollout_latents
 from pvdm_cli.runtime import generator
-from pvdm_cli.sampling import SAMPLERS, Sampler, parse_interval
+from pvdm_cli.sampling import SAMPLERS, Sampler, Sampling, Steps, parse_interval
 
 
 class Call(NamedTuple):
