@@ -382,14 +382,12 @@ def test_every_volume_mounted_is_there(manifest: dict[str, Any]) -> None:
     assert "persistentVolumeClaim" in volumes["shared"]
 
 
-def test_pods_have_time_to_save(manifest: dict[str, Any]) -> None:
+def test_pods_have_time_to_save_and_can_be_replaced(manifest: dict[str, Any]) -> None:
     pod = manifest["Job"]["spec"]["template"]["spec"]
-    (patience,) = (
-        int(variable["value"])
-        for variable in pod["containers"][0]["env"]
-        if variable["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-    )
+    told = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
+    patience = int(told["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
     assert 120 <= patience < pod["terminationGracePeriodSeconds"]
+    assert told["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 
 def test_torchrun_knows_its_options(manifest: dict[str, Any]) -> None:
