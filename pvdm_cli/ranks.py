@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # All wait while one of them validates, draws or writes; the launcher notices those that die.
-PATIENCE = timedelta(hours=12)
+PATIENCE = timedelta(hours=2)
 
 
 class PeerLostError(PvdmError):
