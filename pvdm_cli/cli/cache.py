@@ -41,7 +41,9 @@ def verify(
     cache: CacheArg,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Sizes, headers and the index only, as training does."),
+        typer.Option(
+            "--fast", help="Sizes, headers, indices and lists only: what opening a cache checks."
+        ),
     ] = False,
     sample: Annotated[
         int,
