@@ -18,14 +18,13 @@ from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
 from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.data.labels import label_videos
-from pvdm_cli.decoding import DecodeResult, decode_cache
+from pvdm_cli.decoding import DecodeResult, decode_cache, load_maker
 from pvdm_cli.demo import DemoResult
 from pvdm_cli.demo import estimate_hours as demo_hours
 from pvdm_cli.demo import run_demo as demo
 from pvdm_cli.describe import Description, describe
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
-from pvdm_cli.errors import DataError, ModelError
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
 from pvdm_cli.evaluation.inception import InceptionResult, measure_inception
 from pvdm_cli.evaluation.protocol import FvdRequest
@@ -36,6 +35,9 @@ from pvdm_cli.evaluation.reconstruction import (
     measure_reconstruction,
 )
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
+from pvdm_cli.inspection import PreviewResult, Verification
+from pvdm_cli.inspection import preview_cache as cache_preview
+from pvdm_cli.inspection import verify_cache as cache_verify
 from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
@@ -58,14 +60,18 @@ __all__ = [
     "InceptionResult",
     "Model",
     "Plan",
+    "PreviewResult",
     "ReconstructionResult",
     "Report",
     "SampleBench",
     "SampleResult",
     "TrainBench",
     "TrainResult",
+    "Verification",
     "bench_sample",
     "bench_train",
+    "cache_preview",
+    "cache_verify",
     "convert",
     "decode",
     "demo",
@@ -98,15 +104,18 @@ def encode(
     precision: str = "fp32",
     strict: bool = False,
     keep_partial: bool = False,
+    by_hash: bool = False,
     shard_bytes: int = SHARD_BYTES,
     shard_seconds: float = SHARD_SECONDS,
     overwrite: bool = False,
     device: str = "auto",
+    command: Sequence[str] = (),
     reporter: Reporter = SILENT,
 ) -> EncodeResult:
     """Encode a folder of videos into a latent cache; see `encoding.encode_videos`.
 
-    Classes come from `labels`, see `data.labels.label_videos`.
+    Classes come from `labels`, see `data.labels.label_videos`. The words of `command` are kept
+    in the manifest, for whoever has to repair the cache.
     """
     sources = find_videos(videos)
     labelled = None if labels is None else label_videos(sources, labels, strict=strict)
@@ -122,10 +131,12 @@ def encode(
         precision=precision,
         strict=strict,
         keep_partial=keep_partial,
+        by_hash=by_hash,
         shard_bytes=shard_bytes,
         shard_seconds=shard_seconds,
         reporter=reporter,
         hints=(autoencoder, str(videos)),
+        command=command,
         labelled=labelled,
     )
 
@@ -146,17 +157,8 @@ def decode(
 ) -> DecodeResult:
     """Decode a latent cache back into videos; see `decoding.decode_cache`."""
     opened = Cache.open(cache)
-    named = autoencoder or opened.manifest.autoencoder
-    if named is None:
-        raise DataError(f"cache {cache} does not say which model made it: give --autoencoder")
-    try:
-        model = load_model(named, device)
-    except ModelError as error:
-        if autoencoder:
-            raise
-        raise ModelError(f"{error}; it made {cache}: say where it is by --autoencoder") from error
     return decode_cache(
-        model,
+        load_maker(opened, autoencoder, device),
         opened,
         out,
         format=format,

@@ -17,9 +17,9 @@ from torch import Tensor
 from pvdm_cli import files
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import VideoRow
-from pvdm_cli.errors import DataError
+from pvdm_cli.errors import DataError, ModelError
 from pvdm_cli.latents import unflatten
-from pvdm_cli.model import Model
+from pvdm_cli.model import Model, load_model
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.runtime import autocast
 from pvdm_cli.video import pixels, write
@@ -70,12 +70,7 @@ def decode_cache(
     """
     began = time.monotonic()
     manifest = cache.manifest
-    if manifest.fingerprint != model.fingerprint:
-        raise DataError(
-            f"cache {cache.path} was made by the autoencoder with fingerprint "
-            f"{manifest.fingerprint[:16]}, not by the given one ({model.fingerprint[:16]}): "
-            "name the right one with --autoencoder"
-        )
+    require_maker(cache, model)
     rate = fps or manifest.fps
     if rate is None:
         raise DataError(f"cache {cache.path} knows no frame rate (frames, not video): give --fps")
@@ -98,6 +93,47 @@ def decode_cache(
         reporter.advance(1, frames=frames)
     reporter.done()
     return DecodeResult(out, targets, frames, rate, time.monotonic() - began)
+
+
+def load_maker(cache: Cache, autoencoder: str | None = None, device: str = "auto") -> Model:
+    """Load the model that made a cache.
+
+    Args:
+        cache: The cache.
+        autoencoder: Where it is; None: where the manifest says.
+        device: Where it shall run.
+
+    Raises:
+        DataError: If the manifest does not say, or the model is another one.
+        ModelError: If it is not there.
+    """
+    named = autoencoder or cache.manifest.autoencoder
+    if named is None:
+        raise DataError(f"cache {cache.path} does not say which model made it: give --autoencoder")
+    try:
+        model = load_model(named, device)
+    except ModelError as error:
+        if autoencoder:
+            raise
+        raise ModelError(
+            f"{error}; it made {cache.path}: say where it is by --autoencoder"
+        ) from error
+    require_maker(cache, model)
+    return model
+
+
+def require_maker(cache: Cache, model: Model) -> None:
+    """Refuse a cache of another autoencoder.
+
+    Raises:
+        DataError: Naming both fingerprints.
+    """
+    if cache.manifest.fingerprint != model.fingerprint:
+        raise DataError(
+            f"cache {cache.path} was made by the autoencoder with fingerprint "
+            f"{cache.manifest.fingerprint[:16]}, not by the given one ({model.fingerprint[:16]}): "
+            "name the right one with --autoencoder, or encode again"
+        )
 
 
 def cover(firsts: Sequence[int], span: int) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 Axes: b clips of a batch, s frames, H and W pixels, c latent channels, n flat length.
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pvdm_cli import files
 from pvdm_cli.config import parse_config
-from pvdm_cli.data.cache_format import Identity, Skipped, VideoRow
+from pvdm_cli.data.cache_format import Identity, Rounding, Skipped, VideoRow
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, CacheWriter, Plan, Stamp
 from pvdm_cli.data.catalog import Source
 from pvdm_cli.data.feed import Clip, Ended, Failed, Job, feed
@@ -59,11 +61,13 @@ def encode_videos(
     precision: str = "fp32",
     strict: bool = False,
     keep_partial: bool = False,
+    by_hash: bool = False,
     reporter: Reporter = SILENT,
     shard_bytes: int = SHARD_BYTES,
     shard_seconds: float = SHARD_SECONDS,
     hints: tuple[str, str] | None = None,
     labelled: Labelled | None = None,
+    command: Sequence[str] = (),
 ) -> EncodeResult:
     """Encode videos into a latent cache; the same call again continues or does nothing.
 
@@ -76,11 +80,13 @@ def encode_videos(
         precision: fp32 | bf16 | fp16 arithmetic; the cache is fp16 anyway.
         strict: Stop at the first video that cannot be used.
         keep_partial: Keep the frames before a decode error instead of skipping the video.
+        by_hash: Know a video by the hash of its content, not by its name, size and time.
         reporter: Told about progress and skipped videos.
         shard_bytes: A shard closes at this size ...
         shard_seconds: ... or after this time.
         hints: Where the model and the videos are, for the manifest.
         labelled: Classes of the videos; None: they have none.
+        command: Words of the command that does this, for the manifest.
 
     Raises:
         DataError: If the cache cannot be continued, no video can be used, or (strict) one.
@@ -98,9 +104,10 @@ def encode_videos(
         shard_seconds=shard_seconds,
         autoencoder=autoencoder,
         source=source,
+        command=command,
     ) as writer:
         classes = (labelled.names, labelled.of) if labelled else ()
-        plan = writer.plan([stamp(source) for source in sources], *classes)
+        plan = writer.plan(_stamps(sources, by_hash, reporter), *classes)
         _say_changes(plan, reporter)
         run = _Run(model, identity, writer, batch_size, strict, reporter)
         if not writer.complete:
@@ -153,19 +160,42 @@ def identity_of(
     )
 
 
-def stamp(source: Source) -> Stamp:
+def stamp(source: Source, *, by_hash: bool = False) -> Stamp:
     """Note size and mtime of a video file, or of all frames of a folder.
+
+    Args:
+        source: The video.
+        by_hash: Also hash its content.
 
     Raises:
         DataError: If it is gone.
     """
+    digest = None
     try:
-        inside = source.path.iterdir() if source.path.is_dir() else [source.path]
+        inside = sorted(source.path.iterdir()) if source.path.is_dir() else [source.path]
         stats = [path.stat() for path in inside]
+        if by_hash:
+            hashes = [files.sha256(path) for path in inside if path.is_file()]
+            # A file's own hash, and that of the hashes for a folder of frames.
+            joined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+            digest = joined if source.path.is_dir() else hashes[0]
     except OSError as error:
         raise DataError(f"{source.path}: {error.strerror}") from error
     newest = max((stat.st_mtime_ns for stat in stats), default=0)
-    return Stamp(source.name, sum(stat.st_size for stat in stats), newest)
+    return Stamp(source.name, sum(stat.st_size for stat in stats), newest, digest)
+
+
+def _stamps(sources: Sequence[Source], by_hash: bool, reporter: Reporter) -> list[Stamp]:
+    """Note what the videos are; hashing shows its progress."""
+    if not by_hash:
+        return [stamp(source) for source in sources]
+    reporter.start("hashing", total=len(sources), unit="video")
+    found = []
+    for source in sources:
+        found.append(stamp(source, by_hash=True))
+        reporter.advance(1)
+    reporter.done()
+    return found
 
 
 class _Run:
@@ -210,7 +240,7 @@ class _Run:
 
     def _encode(self, batch: list[Clip]) -> None:
         """Pass one batch through the network and on to the writer."""
-        z = encode_clips(
+        z, rounding = encode_measured(
             self._model, np.stack([clip.frames for clip in batch]), self._identity.precision
         )
         if not np.isfinite(z).all():
@@ -219,7 +249,7 @@ class _Run:
                 f"precision {self._identity.precision}; use fp32, or train it further"
             )
         rows = [(clip.video, clip.first, self._labels[clip.video]) for clip in batch]
-        self._writer.add(np.array(rows, dtype=np.int64), z)
+        self._writer.add(np.array(rows, dtype=np.int64), z, rounding)
         self.clips += len(batch)
         self._reporter.advance(0, clips=self.clips)
 
@@ -242,9 +272,20 @@ def encode_clips(
     model: Model, frames: NDArray[np.uint8], precision: str = "fp32"
 ) -> NDArray[np.float16]:
     """Encode clips uint8 [b, s, H, W, 3] to flat latents fp16 [b, c, n]."""
+    return encode_measured(model, frames, precision)[0]
+
+
+def encode_measured(
+    model: Model, frames: NDArray[np.uint8], precision: str = "fp32"
+) -> tuple[NDArray[np.float16], Rounding]:
+    """Encode clips as `encode_clips` does, and tell what rounding to fp16 has cost."""
     with torch.inference_mode(), autocast(model.device, precision):
         x = pixels.to_float(torch.from_numpy(frames).to(model.device))
-        return flatten(model.autoencoder.encode(x)).to(torch.float16).cpu().numpy()
+        z = flatten(model.autoencoder.encode(x))
+        cached = z.to(torch.float16)
+        error = cached.float() - z.float()
+        largest, squares = torch.stack([error.abs().amax(), error.square().sum()]).tolist()
+        return cached.cpu().numpy(), Rounding(largest, squares)
 
 
 def _decoding_threads(device: torch.device) -> int:
@@ -256,6 +297,10 @@ def _say_changes(plan: Plan, reporter: Reporter) -> None:
     """Tell what differs from the last time, if there was one."""
     if plan.relabelled:
         reporter.say(f"{plan.relabelled} videos that are encoded already get another class")
+    if plan.damaged:
+        reporter.say(f"damaged or missing shards: {plan.damaged}; their clips are encoded anew")
+    if plan.moved:
+        reporter.say(f"{plan.moved} videos are known under another name: not encoded again")
     if plan.changed or plan.removed:
         reporter.say(
             f"since the last time {plan.added} videos are new, {plan.changed} changed (encoded "

@@ -18,6 +18,7 @@ from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.data.labels import folder_classes
 from pvdm_cli.data.live import LiveLatents
+from pvdm_cli.decoding import load_maker
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
 from pvdm_cli.evaluation.reconstruction import FeatureDistance
@@ -34,7 +35,7 @@ from pvdm_cli.runtime import generator, resolve_device, resolve_precision
 from pvdm_cli.sampling import Sampling, Steps
 from pvdm_cli.training.adversary import Adversary
 from pvdm_cli.training.autoencoder import AutoencoderStage
-from pvdm_cli.training.diffusion import DiffusionStage, check_cache, check_geometry
+from pvdm_cli.training.diffusion import DiffusionStage, check_geometry
 from pvdm_cli.training.loop import TrainResult, train
 from pvdm_cli.training.players import Portion, Stage
 from pvdm_cli.training.starts import FILE as STARTS
@@ -332,19 +333,7 @@ def _cached_latents(
     assert cache_path is not None
     fits = read_manifest(cache_path).bytes <= memory_gb * 1e9
     cache = Cache.open(cache_path, in_memory=fits)
-    named = autoencoder or cache.manifest.autoencoder
-    if named is None:
-        raise DataError(f"cache {cache_path} does not say which model made it: give --autoencoder")
-    try:
-        encoder = load_model(named, str(device))
-    except ModelError as error:
-        if autoencoder:
-            raise
-        raise ModelError(
-            f"{error}; it made {cache_path}: say where it is by --autoencoder"
-        ) from error
-    check_cache(cache, encoder)
-    return cache, encoder
+    return cache, load_maker(cache, autoencoder, str(device))
 
 
 def _diffusion_stage(

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pvdm_cli.cli import bench, eval, help, launch, options, render
+from pvdm_cli.cli import bench, cache, eval, help, launch, options, render
 from pvdm_cli.cli.convert import convert
 from pvdm_cli.cli.data import sky
 from pvdm_cli.cli.decode import decode
@@ -45,6 +45,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
         "Measure time, memory and largest batch, beside the paper's.",
         (bench.sample, bench.train),
     ),
+    "cache": ("Look into a latent cache.", (cache.info, cache.verify, cache.preview)),
     "data": ("Draw practice videos.", (sky,)),
     "eval": ("Score videos and reconstructions.", (eval.fvd, eval.is_, eval.reconstruction)),
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),

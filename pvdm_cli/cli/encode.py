@@ -1,5 +1,6 @@
 """`pvdm encode`: videos to a latent cache."""
 
+import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -59,6 +60,14 @@ KeepPartialOpt = Annotated[
         "--keep-partial", help="Keep what precedes a decode error instead of skipping the video."
     ),
 ]
+HashOpt = Annotated[
+    bool,
+    typer.Option(
+        "--hash",
+        help="Know videos by their content instead of name, size and time: a video that was moved "
+        "or touched is not encoded again. Reads all of them.",
+    ),
+]
 ShardSecondsOpt = Annotated[
     float,
     typer.Option(
@@ -80,6 +89,7 @@ def encode(
     precision: PrecisionOpt = Precision.fp32,
     strict: StrictOpt = False,
     keep_partial: KeepPartialOpt = False,
+    by_hash: HashOpt = False,
     shard_seconds: ShardSecondsOpt = 60.0,
     shard_mb: ShardMegabytesOpt = 256,
     overwrite: OverwriteOpt = False,
@@ -113,10 +123,12 @@ def encode(
         precision=precision.value,
         strict=strict,
         keep_partial=keep_partial,
+        by_hash=by_hash,
         shard_bytes=shard_mb << 20,
         shard_seconds=shard_seconds,
         overwrite=overwrite,
         device=device,
+        command=["pvdm", *(word for word in sys.argv[1:] if word != "--overwrite")],
         reporter=reporter,
     )
     rate = f" at {result.clips_per_second:.1f} clips/s" if result.new_clips else ""

@@ -1,12 +1,15 @@
 """`pvdm info`: what a path is."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pvdm_cli.cli import render
 from pvdm_cli.cli.options import DebugOpt, JsonOpt
+
+if TYPE_CHECKING:
+    from pvdm_cli.describe import Description
 
 
 def info(
@@ -29,7 +32,11 @@ def info(
     """
     from pvdm_cli.describe import describe  # reads descriptions only: torch is never loaded
 
-    found = describe(path)
+    show(describe(path), as_json)
+
+
+def show(found: "Description", as_json: bool) -> None:
+    """Print what was found, as JSON or in lines."""
     if as_json:
         render.print_json({"kind": found.kind, "path": found.path, **found.facts})
     else:

@@ -6,6 +6,7 @@ for, c latent channels, n flat length.
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -22,8 +23,9 @@ from pvdm_cli.data.cache_format import (
     read_manifest,
     read_skipped,
     read_videos,
+    require_lists,
 )
-from pvdm_cli.data.cache_shard import Latents, Layout, Rows, read_layout
+from pvdm_cli.data.cache_shard import Latents, Layout, Rows, read_layout, read_whole
 from pvdm_cli.errors import DataError
 
 
@@ -79,9 +81,15 @@ class ClipRows:
 
     def rows_of(self, video: int) -> range:
         """Row numbers of one video's clips, by first frame."""
-        numbers = self.index[:, 0].contiguous()
-        start, stop = torch.searchsorted(numbers, torch.tensor([video, video + 1])).tolist()
-        return range(start, stop)
+        return self._rows_of.get(video, range(0))
+
+    @cached_property
+    def _rows_of(self) -> dict[int, range]:
+        """Row numbers of the clips of each video that has any."""
+        videos, counts = torch.unique_consecutive(self.index[:, 0], return_counts=True)
+        ends = counts.cumsum(0)
+        bounds = zip((ends - counts).tolist(), ends.tolist(), strict=True)
+        return {video: range(*each) for video, each in zip(videos.tolist(), bounds, strict=True)}
 
 
 class Cache(ClipRows):
@@ -95,9 +103,10 @@ class Cache(ClipRows):
         index: int64 [rows, 3] of video, first frame (of the source) and label (-1: none).
     """
 
-    def __init__(self, path: Path, *, in_memory: bool) -> None:
+    def __init__(self, path: Path, *, in_memory: bool, device: torch.device | str = "cpu") -> None:
         self.path = path
-        self.manifest = _complete(path, read_manifest(path))
+        self.manifest = require_complete(path, read_manifest(path))
+        require_lists(path, self.manifest)
         self.videos = read_videos(path)
         self.skipped = read_skipped(path)
         layouts = [
@@ -109,25 +118,35 @@ class Cache(ClipRows):
         _refuse_holes(path, self.manifest, index, self.videos, self.skipped)
         self._z: Tensor | None = None
         if in_memory:
-            self._z = torch.from_numpy(self._read(np.arange(len(self))))
-            self.close()
+            self._z = torch.from_numpy(self._read_all(layouts)).to(device)
 
     @classmethod
-    def open(cls, path: Path | str, *, in_memory: bool = False) -> Self:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        in_memory: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Self:
         """Open a cache folder.
+
+        Sizes, headers, the index, the lists and the manifest are checked. The hash of every byte
+        is checked where every byte is read anyway, that is with in_memory; else by
+        `pvdm cache verify`, as it takes as long as reading the whole.
 
         Args:
             path: The folder.
             in_memory: Read everything now (16 KiB per clip at the published size); otherwise
                 each clip is read when asked for.
+            device: Where latents in memory lie, and what is read comes out.
 
         Raises:
             DataError: If it is not a cache, unfinished, damaged, or has a hole: a video that is
                 neither encoded nor listed as skipped.
         """
-        return cls(Path(path), in_memory=in_memory)
+        return cls(Path(path), in_memory=in_memory, device=device)
 
-    @property
+    @cached_property
     def shape(self) -> LatentShape:
         """Sizes of one clip's latent."""
         return self.manifest.shape
@@ -140,8 +159,12 @@ class Cache(ClipRows):
         """
         wanted = torch.as_tensor(rows, dtype=torch.int64)
         if self._z is not None:
-            return self._z[wanted].to(dtype)
+            return self._z.index_select(0, wanted.to(self._z.device)).to(dtype)
         return torch.from_numpy(self._read(wanted.numpy())).to(dtype)
+
+    def shard_of(self, row: int) -> str:
+        """Name of the file that holds a row."""
+        return self.manifest.shards[self._shard[row]].name
 
     def close(self) -> None:
         """Close the shard files; the next read opens them again."""
@@ -149,7 +172,7 @@ class Cache(ClipRows):
             os.close(handle)
         self._handles.clear()
 
-    @property
+    @cached_property
     def _clip_bytes(self) -> int:
         return self.shape.c * self.shape.flat * np.dtype(np.float16).itemsize
 
@@ -164,6 +187,15 @@ class Cache(ClipRows):
             if os.preadv(handle, [buffer[k * size : (k + 1) * size]], offset) != size:
                 name = self.manifest.shards[shard].name
                 raise DataError(f"{self.path / name} is truncated: run `pvdm encode` again")
+        return out
+
+    def _read_all(self, layouts: list[Layout]) -> Latents:
+        """Read shard after shard, checking its hash; rows come in the order of the index."""
+        out = np.empty((len(self), self.shape.c, self.shape.flat), np.float16)
+        for number, (shard, layout) in enumerate(zip(self.manifest.shards, layouts, strict=True)):
+            z = read_whole(self.path / shard.name, shard, layout, self.shape)
+            rows = np.flatnonzero(self._shard == number)
+            out[rows] = z[(self._offset[rows] - layout.z_offset) // self._clip_bytes]
         return out
 
     def _open(self, shard: int) -> int:
@@ -185,7 +217,7 @@ class Cache(ClipRows):
             self.close()
 
 
-def _complete(path: Path, manifest: Manifest) -> Manifest:
+def require_complete(path: Path, manifest: Manifest) -> Manifest:
     """Refuse a cache whose encoding was interrupted."""
     if not manifest.complete:
         raise DataError(f"cache {path} is unfinished: run the same `pvdm encode` again first")

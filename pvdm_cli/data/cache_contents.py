@@ -16,9 +16,10 @@ from pvdm_cli.data.cache_format import (
     VideoRow,
     read_skipped,
     read_videos,
+    require_lists,
 )
 from pvdm_cli.data.cache_journal import facts, journals
-from pvdm_cli.data.cache_shard import Rows, read_layout
+from pvdm_cli.data.cache_shard import Rows, read_layout, require_hash
 from pvdm_cli.errors import DataError
 
 
@@ -30,6 +31,7 @@ class Contents:
         index: Their rows [k, 3] of video, first frame, label.
         videos: The source videos by number.
         skipped: Reasons of the videos without clips, by number.
+        damaged: Names of listed shards that are missing or damaged: their clips are not there.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:
@@ -38,6 +40,7 @@ class Contents:
         self.index: dict[str, Rows] = {}
         self.videos: dict[int, VideoRow] = {}
         self.skipped: dict[int, str] = {}
+        self.damaged: list[str] = []
         self._identity = identity
         self._present: defaultdict[int, set[int]] = defaultdict(set)
         self._numbers = {-1}  # videos ever named: their numbers are never given again
@@ -46,13 +49,20 @@ class Contents:
     def recover(self, manifest: Manifest) -> None:
         """Learn what is on disk: from the manifest, and from the journal if that is newer.
 
-        What a kill has left behind (temporary files, shards never recorded) is deleted.
+        Every byte of every shard is checked; a damaged one does not count, and stays until the
+        next complete manifest. What a kill has left behind (temporary files, shards never
+        recorded) is deleted.
+
+        Raises:
+            DataError: If the manifest does not belong to the lists of videos.
         """
+        require_lists(self.path, manifest)
         self.videos = {row.video: row for row in read_videos(self.path)}
         self._numbers.update(self.videos)
         self.skipped = {entry.video: entry.reason for entry in read_skipped(self.path)}
         for shard in manifest.shards:
-            self._take_if_whole(shard)
+            if not self._take_if_whole(shard):
+                self.damaged.append(shard.name)
         if manifest.complete:
             self.sweep(manifest)
         else:
@@ -60,7 +70,7 @@ class Contents:
         for leftover in self.path.glob(".*.partial"):
             leftover.unlink()
         for file in self.path.glob("shard-*.safetensors"):
-            if file.name not in self.shards:  # never recorded, or of the wrong size
+            if file.name not in self._names:
                 file.unlink()
 
     def take(self, shard: Shard) -> None:
@@ -161,9 +171,12 @@ class Contents:
             else:
                 self.end_video(**fact)
 
-    def _take_if_whole(self, shard: Shard) -> None:
+    def _take_if_whole(self, shard: Shard) -> bool:
         """Count a recorded shard in, unless its file is absent or damaged."""
+        self._names.add(shard.name)
         try:
+            require_hash(self.path / shard.name, shard)
             self.take(shard)
         except DataError:
-            return
+            return False
+        return True

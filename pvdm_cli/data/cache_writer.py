@@ -21,16 +21,21 @@ from pvdm_cli.data.cache_format import (
     VIDEOS,
     Identity,
     Manifest,
+    Rounding,
     Skipped,
     VideoRow,
+    lists_hash,
     read_manifest,
     require_same,
     to_lines,
+    whole_hash,
 )
 from pvdm_cli.data.cache_journal import Journal
 from pvdm_cli.data.cache_shard import (
     Latents,
     Rows,
+    fp16_loss,
+    joined_rounding,
     moments,
     read_latents,
     write_shard,
@@ -42,11 +47,15 @@ SHARD_SECONDS = 60.0
 
 
 class Stamp(NamedTuple):
-    """A source video as it is now; another size or mtime means another video."""
+    """A source video as it is now.
+
+    Another size or mtime means another video; where there is a hash, another hash does.
+    """
 
     path: str  # relative to the folder of videos
     size: int
     mtime: int  # nanoseconds
+    sha256: str | None = None  # of its content
 
 
 class Plan(NamedTuple):
@@ -57,6 +66,8 @@ class Plan(NamedTuple):
     changed: int
     removed: int
     relabelled: int  # videos already there that get another class
+    moved: int = 0  # videos already there under another name
+    damaged: int = 0  # shards whose clips are encoded anew
 
 
 class CacheWriter:
@@ -76,16 +87,18 @@ class CacheWriter:
         rank: int = 0,
         autoencoder: str | None = None,
         source: str | None = None,
+        command: Sequence[str] = (),
     ) -> None:
         self.path = path
         self._identity = identity
         self._shard_bytes, self._shard_seconds = shard_bytes, shard_seconds
         self._rank = rank
-        self._hints = {"autoencoder": autoencoder, "source": source}
+        self._hints = {"autoencoder": autoencoder, "source": source, "command": tuple(command)}
         self._journal = Journal(path, rank)
         self._held = Contents(path, identity)
         self._open_z: list[Latents] = []
         self._open_index: list[Rows] = []
+        self._open_rounding: list[Rounding | None] = []
         self._open_bytes, self._opened_at = 0, 0.0
         self._next_shard = 0
 
@@ -110,8 +123,8 @@ class CacheWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether the cache on disk is complete as it is."""
-        return self._manifest.complete
+        """Whether the cache on disk is complete as it is, with its hash."""
+        return self._manifest.complete and self._manifest.sha256 is not None
 
     @property
     def manifest(self) -> Manifest:
@@ -132,7 +145,8 @@ class CacheWriter:
         """Give every source its number and its label, and say which videos lack clips.
 
         Sources that changed are encoded anew under a new number; clips of changed and of
-        removed sources go at the end. A class keeps its label; new ones come behind the others.
+        removed sources go at the end. A source that is known by its hash keeps its clips under
+        any name. A class keeps its label; new ones come behind the others.
 
         Args:
             sources: The videos.
@@ -146,41 +160,50 @@ class CacheWriter:
         labels = self._labels(classes)
         ids: dict[str | None, int] = {name: label for label, name in enumerate(labels)}
         known = {row.path: row for row in self._held.videos.values()}
-        if known and not any(source.path in known for source in sources):
+        kept = self._kept(known, sources)
+        if known and not kept and not any(source.path in known for source in sources):
             raise DataError(
                 f"cache {self.path} is of other videos (such as {next(iter(known))}): "
                 "choose another --out or encode afresh with --overwrite"
             )
-        kept: dict[str, VideoRow] = {}
-        for source in sources:
-            row = known.get(source.path)
-            if row is not None and (row.size, row.mtime) == (source.size, source.mtime):
-                kept[source.path] = row
         number = self._held.next_video()
         rows = []
         for source in sources:
-            row = kept.get(source.path) or VideoRow(number, *source)
+            row = kept.get(source.path) or VideoRow(number, *source[:3])
             number += source.path not in kept
-            rows.append(row._replace(label=ids.get((class_of or {}).get(source.path), -1)))
-        relabelled = sum(row.path in kept and row != kept[row.path] for row in rows)
+            label = ids.get((class_of or {}).get(source.path), -1)
+            hashed = source.sha256 or row.sha256
+            rows.append(row._replace(**source._asdict(), label=label)._replace(sha256=hashed))
+        old = [(kept[row.path], row) for row in rows if row.path in kept]
+        relabelled = sum(before.label != row.label for before, row in old)
+        moved = sum(before.path != row.path for before, row in old)
         changed = sum(source.path in known and source.path not in kept for source in sources)
-        removed = len(known) - len(kept) - changed
+        stay = {before.path for before, _ in old} | {source.path for source in sources}
+        removed = sum(path not in stay for path in known)
         self._held.keep_videos(rows)
         todo = [row for row in rows if not self._held.is_done(row)]
-        new = labels != self._manifest.labels
-        if todo or changed or removed or relabelled or new or not self.complete:
+        new = labels != self._manifest.labels or any(before != row for before, row in old)
+        damaged = len(self._held.damaged)
+        if todo or changed or removed or new or damaged or not self.complete:
             self._reopen(labels)
-        return Plan(todo, len(rows) - len(kept) - changed, changed, removed, relabelled)
+        added = len(rows) - len(kept) - changed
+        return Plan(todo, added, changed, removed, relabelled, moved, damaged)
 
     def present(self, video: int) -> AbstractSet[int]:
         """First frames of the clips of one video that are safe on disk."""
         return self._held.present(video)
 
-    def add(self, index: Rows, z: Latents) -> None:
-        """Take k clips: index [k, 3] (video, first frame, label) and z [k, c, n]."""
+    def add(self, index: Rows, z: Latents, rounding: Rounding | None = None) -> None:
+        """Take k clips: index [k, 3] (video, first frame, label) and z [k, c, n].
+
+        Args:
+            index: int64.
+            z: fp16.
+            rounding: What fp16 has cost them, if that was measured.
+        """
         if not self._open_z:
             self._opened_at = time.monotonic()
-        self._collect(index, z)
+        self._collect(index, z, rounding)
         if time.monotonic() - self._opened_at >= self._shard_seconds:
             self.flush()
 
@@ -201,11 +224,12 @@ class CacheWriter:
         if not self._open_z:
             return
         z, index = np.concatenate(self._open_z), np.concatenate(self._open_index)
-        self._open_z, self._open_index, self._open_bytes = [], [], 0
+        rounding = joined_rounding(self._open_rounding)
+        self._open_z, self._open_index, self._open_rounding, self._open_bytes = [], [], [], 0
         name = f"shard-{self._rank:03d}-{self._next_shard:05d}.safetensors"
         self._next_shard += 1
         with files.atomic_file(self.path / name) as temporary:
-            shard = write_shard(temporary, name, index, z, self._identity.shape)
+            shard = write_shard(temporary, name, index, z, self._identity.shape, rounding)
             self._journal.append({"shard": shard.model_dump()}, durable=True)
         self._held.take(shard)
 
@@ -231,6 +255,7 @@ class CacheWriter:
             fps=float(np.median(rates)) / self._identity.clip.frame_stride if rates else None,
             mean=mean.tolist(),
             std=std.tolist(),
+            fp16_loss=fp16_loss(shards, self._identity.shape),
             videos=len(rows) - len(self.skipped),
             clips=sum(shard.clips for shard in shards),
             skipped=len(self.skipped),
@@ -256,6 +281,26 @@ class CacheWriter:
             return read_manifest(self.path)
         return self._write_manifest(complete=False, **self._hints)
 
+    def _kept(self, known: Mapping[str, VideoRow], sources: Sequence[Stamp]) -> dict[str, VideoRow]:
+        """Find the sources that are in the cache already: rows as they were, by present path."""
+        kept: dict[str, VideoRow] = {}
+        for source in sources:
+            row = known.get(source.path)
+            if row is None:
+                continue
+            if source.sha256 and row.sha256:
+                same = source.sha256 == row.sha256
+            else:
+                same = (row.size, row.mtime) == (source.size, source.mtime)
+            if same:
+                kept[source.path] = row
+        taken = {row.video for row in kept.values()}
+        by_hash = {row.sha256: row for row in known.values() if row.video not in taken}
+        for source in sources:
+            if source.path not in kept and source.sha256 in by_hash and source.sha256:
+                kept[source.path] = by_hash.pop(source.sha256)
+        return kept
+
     def _labels(self, classes: Sequence[str] | None) -> tuple[str, ...]:
         """Names by label: those of the cache, then the new ones."""
         held = self._manifest.labels
@@ -280,15 +325,21 @@ class CacheWriter:
     def _write_manifest(self, **changes: object) -> Manifest:
         """Write the manifest with some keys changed."""
         before = self._manifest.model_dump() if hasattr(self, "_manifest") else {}
-        values = {**self._identity.model_dump(), **before, **changes}
+        hashes = {"sha256": None, "lists": None}
+        values = {**self._identity.model_dump(), **before, **changes, **hashes}
         self._manifest = Manifest.model_validate(values)
+        if self._manifest.complete:
+            self._manifest = self._manifest.model_copy(update={"lists": lists_hash(self.path)})
+            whole = whole_hash(self._manifest.model_dump(mode="json"))
+            self._manifest = self._manifest.model_copy(update={"sha256": whole})
         files.write_json(self.path / MANIFEST, self._manifest.model_dump(mode="json"))
         return self._manifest
 
     # Finishing ----------------------------------------------------------------------------
 
-    def _collect(self, index: Rows, z: Latents) -> None:
+    def _collect(self, index: Rows, z: Latents, rounding: Rounding | None) -> None:
         """Put rows into the open shard; a full one is closed."""
+        self._open_rounding.append(rounding)
         self._open_z.append(z)
         self._open_index.append(index)
         self._open_bytes += z.nbytes
@@ -318,8 +369,11 @@ class CacheWriter:
         for name in sorted(small):
             if alive[name].any():
                 z = read_latents(self.path / name)[alive[name]]
+                rounding = self._held.shards[name].rounding
+                if rounding:  # of the rows that stay: their share, and at most the largest
+                    rounding = rounding._replace(squares=rounding.squares * alive[name].mean())
                 # No time limit: that is for work which cannot be read back.
-                self._collect(rows[name][alive[name]], z)
+                self._collect(rows[name][alive[name]], z, rounding)
         self.flush()
         return set(small)
 

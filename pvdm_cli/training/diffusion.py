@@ -191,19 +191,6 @@ def labels_of(cache: Cache | LiveLatents, classes: Sequence[str]) -> Tensor:
     return torch.tensor([*places, NULL_CLASS])[labels]  # the last for rows without a class
 
 
-def check_cache(cache: Cache, autoencoder: Model) -> None:
-    """Refuse a cache of another autoencoder.
-
-    Raises:
-        DataError: Naming both fingerprints.
-    """
-    if cache.manifest.fingerprint != autoencoder.fingerprint:
-        raise DataError(
-            f"cache {cache.path} was made by autoencoder {cache.manifest.fingerprint[:12]}, "
-            f"this one is {autoencoder.fingerprint[:12]}; encode again or name the right one"
-        )
-
-
 def check_geometry(config: RunConfig, autoencoder: Model) -> None:
     """Refuse an autoencoder of another geometry than the configuration's.
 
