@@ -21,7 +21,7 @@ from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
 from pvdm_cli.evaluation.reconstruction import FeatureDistance
-from pvdm_cli.files import make_folder, only_writer, remove_folder, tidy, write_text
+from pvdm_cli.files import Hold, make_folder, only_writer, remove_folder, tidy, write_text
 from pvdm_cli.model import Model, list_checkpoints, load_model, refuse_misfit
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
@@ -45,7 +45,7 @@ from pvdm_cli.video.write import grid, write_video
 HARMLESS = {
     f"training.{key}"
     for key in (
-        *("log_every", "validate_every", "sample_every", "checkpoint_every"),
+        *("log_every", "validate_every", "sample_every", "checkpoint_every", "checkpoint_minutes"),
         *("score_every", "score_videos"),
         *("keep_last", "keep_every", "activation_checkpointing", "tensorboard"),
         *("clips_per_step", "compile"),
@@ -105,7 +105,7 @@ def run_training(
         )
     config = with_classes(config, data, cache)
     latents: Cache | LiveLatents
-    with _hold(run):
+    with _hold(run) as hold:
         goes_on = bool(list_checkpoints(run)) and not overwrite
         if config.training.batch_size == AUTO:
             config = _with_batch(config, run if goes_on else None, find_batch, reporter)
@@ -127,7 +127,7 @@ def run_training(
         write_text(run / "config.yaml", dump_yaml(config))
         inputs = {"data": data, "cache": cache, "autoencoder": autoencoder}
         record_start(run, provenance or {}, inputs, str(target))
-        return train(stage, config, run, provenance=provenance, reporter=reporter, stop=stop)
+        return train(stage, config, hold, provenance=provenance, reporter=reporter, stop=stop)
 
 
 def with_classes(config: RunConfig, data: Path | None, cache: Path | None) -> RunConfig:
@@ -156,7 +156,7 @@ def with_classes(config: RunConfig, data: Path | None, cache: Path | None) -> Ru
 
 
 @contextmanager
-def _hold(run: Path) -> Iterator[None]:
+def _hold(run: Path) -> Iterator[Hold]:
     """Make the run folder, keep other processes out of it, clear away what killed ones left.
 
     Raises:
@@ -168,10 +168,10 @@ def _hold(run: Path) -> Iterator[None]:
         raise ConfigError(
             f"{run} is not empty and holds no run (config.yaml); choose another --out"
         )
-    with only_writer(run, "training in"):
+    with only_writer(run, "training in") as hold:
         for folder in (run, run / "checkpoints", run / "samples"):
             tidy(folder)
-        yield
+        yield hold
 
 
 def _refuse_other(run: Path, config: RunConfig) -> None:
