@@ -361,8 +361,8 @@ class _Trainer:
             if self.best.saved == failed.step:
                 self.best.saved, self.best.improved = self._best_before, True
             self.reporter.say(
-                f"warning: no checkpoint of step {failed.step}, {failed.reason}; training goes on, "
-                "the next checkpoint tries again"
+                f"warning: cannot save step {failed.step} {failed.reason}; training goes on, the "
+                "next checkpoint tries again"
             )
 
     def _keep_folder(self) -> None:
@@ -380,8 +380,8 @@ class _Trainer:
             kept = list_checkpoints(self.run)
             before = f"step {checkpoint_step(kept[-1])}" if kept else "the start"
             raise PvdmError(
-                f"no checkpoint of step {failed.step}, the last, {failed.reason}; make room and give "
-                f"the same command again: it goes on from {before}"
+                f"cannot save step {failed.step} {failed.reason}; make room and give the same command "
+                f"again: it goes on from {before}"
             )
 
     def close(self) -> None:

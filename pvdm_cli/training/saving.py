@@ -29,7 +29,7 @@ class Unsaved(NamedTuple):
     """A checkpoint that could not be written, and why."""
 
     step: int
-    reason: str
+    reason: str  # "in FOLDER: ..."
 
 
 class Saver:
@@ -85,8 +85,8 @@ class Saver:
             settle(self.run, *self._keep, best)
         except (WriteError, OSError) as error:
             needed = f"it takes {snapshot.num_bytes / 1e6:.1f} MB"
-            where = f"{self.run}/checkpoints"
-            return Unsaved(snapshot.step, f"{where}: {reason(error)} ({needed}, {room(self.run)})")
+            why = f"{reason(error)} ({needed}, {room(self.run)})"
+            return Unsaved(snapshot.step, f"in {self.run}/checkpoints: {why}")
         return None
 
     def close(self) -> None:

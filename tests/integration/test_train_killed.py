@@ -2,16 +2,14 @@
 
 import os
 import random
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import last_step, pvdm, wait_for_step
 from killing import start, train_in_child
 from training_runs import Place, contents, difference
 
@@ -96,28 +94,6 @@ def test_killed_at_random_moments_a_run_still_ends_with_the_same_bytes(
         assert code == 0
         assert equal(run, whole(stage))
         seconds /= 2
-
-
-def pvdm(*words: object) -> "subprocess.Popen[str]":
-    """Start the real command with one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pvdm_cli.cli.app", *map(str, words)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(run: Path, process: "subprocess.Popen[str]", step: int) -> None:
-    """Wait until the metrics have come to a step."""
-    while last_step(run) < step:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
-
-
-def last_step(run: Path) -> int:
-    """Last step that was logged in full."""
-    path = run / "metrics.jsonl"
-    text = path.read_text() if path.is_file() else ""
-    steps = re.findall(r'"step": (\d+), "loss".*\n', text)
-    return int(steps[-1]) if steps else 0
 
 
 @pytest.mark.slow
