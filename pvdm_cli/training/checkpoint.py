@@ -231,10 +231,10 @@ def settle(run: Path, keep_last: int, keep_every: int, best: int | None = None) 
     """
     checkpoints = list_checkpoints(run)
     names = {"latest": checkpoints[-1].name} if checkpoints else {}
-    if best is not None:
+    if best is not None and best in map(checkpoint_step, checkpoints):
         names["best"] = f"step-{best:08d}"
-    else:
-        (run / "best").unlink(missing_ok=True)  # of a checkpoint that has been set aside
+    else:  # it has been set aside, or went with the folder
+        (run / "best").unlink(missing_ok=True)
 
     def point() -> None:
         for name, target in names.items():

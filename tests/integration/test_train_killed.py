@@ -135,7 +135,10 @@ def test_killed_while_a_checkpoint_is_written_nothing_is_lost(
         unfinished += being_written(run, child.pid)
         if list_checkpoints(run):
             load_model(run, "cpu")  # checks every hash
-            assert (run / "checkpoints" / (run / "latest").read_text().strip()).is_dir()
+            latest = run / "latest"  # not there if the kill came right after the first checkpoint
+            assert latest.exists() or len(list_checkpoints(run)) == 1
+            if latest.exists():
+                assert (run / "checkpoints" / latest.read_text().strip()).is_dir()
         finished = 0
         if child.exitcode == KILLED:
             kills += 1
