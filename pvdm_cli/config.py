@@ -323,6 +323,9 @@ class TrainingConfig(Section):
     )
     score_videos: int = Field(16, ge=2, description="how few")
     checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
+    checkpoint_minutes: float = Field(
+        30, ge=0, description="minutes after which one is saved all the same; 0: never"
+    )
     keep_last: int = Field(2, ge=1, description="checkpoints kept")
     keep_every: int = Field(0, ge=0, description="keep every checkpoint of a multiple of this step")
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pvdm_cli.errors import PvdmError
+from pvdm_cli.errors import PvdmError, WriteError
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>partial|old)")
 
@@ -94,8 +94,56 @@ def tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+class Hold:
+    """A folder that only this process writes into; the system lets go when the process dies."""
+
+    def __init__(self, folder: Path, doing: str) -> None:
+        """Take the folder, as `only_writer` does."""
+        self.folder, self.doing = folder, doing
+        self._path = folder / ".lock"
+        self._handle = self._take()
+
+    def _take(self) -> int:
+        """Open and lock the file that stands for the folder."""
+        try:
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        try:
+            _lock(handle, self.folder, self.doing)
+        except PvdmError:
+            os.close(handle)
+            raise
+        return handle
+
+    def regain(self) -> bool:
+        """Make and take the folder anew if it has been removed; return whether it had been.
+
+        Raises:
+            WriteError: If it cannot be made.
+            PvdmError: If somebody else has taken a folder of this name since.
+        """
+        try:
+            ours = os.path.samestat(os.fstat(self._handle), self._path.stat())
+        except OSError:
+            make_folder(self.folder)
+            before, self._handle = self._handle, self._take()
+            os.close(before)
+            return True
+        if not ours:
+            raise PvdmError(
+                f"{self.folder} was removed while this process was {self.doing} it, and another "
+                "one has taken it since; choose another --out"
+            )
+        return False
+
+    def let_go(self) -> None:
+        """End it."""
+        os.close(self._handle)
+
+
 @contextmanager
-def only_writer(folder: Path, doing: str) -> Iterator[None]:
+def only_writer(folder: Path, doing: str) -> Iterator[Hold]:
     """Hold the folder for this process; the system lets go when the process dies.
 
     Args:
@@ -105,16 +153,11 @@ def only_writer(folder: Path, doing: str) -> Iterator[None]:
     Raises:
         PvdmError: If another process is writing into it, or the folder is read-only.
     """
-    path = folder / ".lock"
+    hold = Hold(folder, doing)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    try:
-        _lock(handle, folder, doing)
-        yield
+        yield hold
     finally:
-        os.close(handle)
+        hold.let_go()
 
 
 def _lock(handle: int, folder: Path, doing: str) -> None:
@@ -167,6 +210,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unwritable(path: Path, error: OSError) -> PvdmError:
+def room(folder: Path) -> str:
+    """Say how much may still be written below a folder; its nearest parent that exists counts."""
+    while not folder.exists():
+        folder = folder.parent
+    free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
+    if hasattr(os, "statvfs") and not os.statvfs(folder).f_favail:  # not on Windows
+        free += ", no more files (inodes)"
+    return free
+
+
+def _unwritable(path: Path, error: OSError) -> WriteError:
     """Say that a path cannot be written, with the system's reason."""
-    return PvdmError(f"cannot write {path}: {error.strerror or error}; choose another --out")
+    return WriteError(path, error.strerror or str(error))

@@ -6,6 +6,7 @@ network may be absent. A run folder is accepted wherever a model folder is.
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from pvdm_cli.config import PACKAGE, ModelConfig, parse_config
 from pvdm_cli.diffusion.schedule import Schedule
-from pvdm_cli.errors import ConfigError, ModelError, PvdmError
+from pvdm_cli.errors import ConfigError, DamagedError, ModelError, WriteError
 from pvdm_cli.files import atomic_folder, sha256, write_json
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
@@ -27,6 +28,7 @@ from pvdm_cli.runtime import resolve_device
 
 FORMAT = 1
 DEMO = PACKAGE / "demo_model"
+AGAIN = "copy the model again"  # what to do about a damaged model, where nothing else is known
 
 Checkpoint = int | Literal["best"]  # the step of one, or the one that did best when validated
 
@@ -96,18 +98,31 @@ def save_model(model: Model, path: Path, *, half: bool = False) -> None:
         fill_model_folder(model, folder, half=half)
 
 
-def fill_model_folder(model: Model, folder: Path, *, half: bool = False) -> None:
-    """Write the files of a model into an existing folder."""
+def model_weights(model: Model) -> dict[str, dict[str, Tensor]]:
+    """The weights of a model by the names of their files, as they are: on its device, not copied."""
+    networks = {"autoencoder": model.autoencoder, "denoiser": model.denoiser}
+    return {
+        f"{name}.safetensors": network.state_dict()
+        for name, network in networks.items()
+        if network is not None
+    }
+
+
+def fill_model_folder(
+    model: Model,
+    folder: Path,
+    *,
+    half: bool = False,
+    weights: dict[str, dict[str, Tensor]] | None = None,
+) -> None:
+    """Write the files of a model into an existing folder; `weights` stand in for its own."""
     files = {}
-    for name, network in (("autoencoder", model.autoencoder), ("denoiser", model.denoiser)):
-        if network is None:
-            continue
-        file = folder / f"{name}.safetensors"
-        weights = {
+    for name, tensors in (weights or model_weights(model)).items():
+        stored = {
             key: (value.half() if half else value).detach().cpu().contiguous()
-            for key, value in network.state_dict().items()
+            for key, value in tensors.items()
         }
-        files[file.name] = write_tensors(weights, file)
+        files[name] = write_tensors(stored, folder / name)
     write_json(
         folder / "model.json",
         {
@@ -124,12 +139,14 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
     """Write a safetensors file; return its size and hash for the description beside it.
 
     Raises:
-        PvdmError: If the disk does not take it.
+        WriteError: If the disk does not take it.
     """
     try:
         safetensors.torch.save_file(tensors, path)
     except SafetensorError as error:  # the writer is not Python's, so this is no OSError
-        raise PvdmError(f"cannot write {path}: {error}; free the disk") from error
+        number = re.search(r"os error (\d+)", str(error))
+        reason = os.strerror(int(number[1])) if number else str(error)
+        raise WriteError(path, reason, "free the disk") from error
     path.chmod(0o644)  # the writer leaves it readable by its owner alone
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
@@ -149,17 +166,19 @@ def load_model(
     """
     target = resolve_device(device)
     folder = resolve_model(path_or_name, checkpoint)
-    card = read_card(folder)
+    remedy = _remedy(folder)
+    card = read_card(folder, remedy)
     try:
         config = parse_config(ModelConfig, card["config"], where=f"{folder}/model.json")
     except ConfigError as error:
         raise ModelError(str(error)) from error
     if "autoencoder.safetensors" not in card["files"]:
         raise ModelError(f"{folder}: holds no autoencoder, which every command needs")
-    autoencoder = _network(Autoencoder, config, folder / "autoencoder.safetensors", card)
+    autoencoder = _network(Autoencoder, config, folder / "autoencoder.safetensors", card, remedy)
     denoiser = None
     if "denoiser.safetensors" in card["files"]:
-        denoiser = _network(Denoiser, config, folder / "denoiser.safetensors", card).to(target)
+        file = folder / "denoiser.safetensors"
+        denoiser = _network(Denoiser, config, file, card, remedy).to(target)
     return Model(
         config=config,
         autoencoder=autoencoder.to(target),
@@ -169,8 +188,22 @@ def load_model(
     )
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def _remedy(folder: Path) -> str:
+    """What to do if a model folder is damaged: in a run, another checkpoint may be whole."""
+    run = folder.parent.parent.parent
+    others = [path for path in list_checkpoints(run) if path != folder.parent]
+    if folder.name != "model" or folder.parent.parent.name != "checkpoints" or not others:
+        return AGAIN
+    steps = ", ".join(str(checkpoint_step(path)) for path in others)
+    return f"take another by `--checkpoint STEP` (there are: {steps}) or as {others[-1]}/model"
+
+
+def read_card(folder: Path, remedy: str = AGAIN) -> dict[str, Any]:
     """Read `model.json`.
+
+    Args:
+        folder: The model folder.
+        remedy: What to do if it is damaged.
 
     Raises:
         ModelError: If it is missing, not JSON, incomplete or of a newer format.
@@ -179,14 +212,15 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}; is {folder} a model folder?") from error
+        problem = f"{path}: {error.strerror}"
+        raise DamagedError(problem, f"is {folder} a model folder?") from error
     except ValueError as error:
-        raise ModelError(f"{path}: not JSON, the file is damaged; copy the model again") from error
+        raise DamagedError(f"{path}: not JSON, the file is damaged", remedy) from error
     if not isinstance(card, dict) or not {"format", "config", "files"} <= card.keys():
-        raise ModelError(f"{path}: not a model description; copy the model again")
+        raise DamagedError(f"{path}: not a model description", remedy)
     listed = card["files"].values() if isinstance(card["files"], dict) else [None]
     if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in listed):
-        raise ModelError(f"{path}: does not list its files; copy the model again")
+        raise DamagedError(f"{path}: does not list its files", remedy)
     if card["format"] != FORMAT:
         raise ModelError(
             f"{path}: format {card['format']}, this version reads {FORMAT}; update pvdm"
@@ -195,23 +229,23 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def _network(
-    kind: type[NetworkT], config: ModelConfig, path: Path, card: dict[str, Any]
+    kind: type[NetworkT], config: ModelConfig, path: Path, card: dict[str, Any], remedy: str
 ) -> NetworkT:
     """Build a network and fill it from a checked weight file; float32, eval mode, no gradients."""
-    weights = read_weights(path, card["files"][path.name])
+    weights = read_weights(path, card["files"][path.name], remedy)
     with torch.device("meta"):
         network = kind(config)
     assign_weights(network, weights, where=str(path))
     return network.requires_grad_(False).eval()
 
 
-def read_weights(path: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
+def read_weights(path: Path, expected: dict[str, Any], remedy: str = AGAIN) -> dict[str, Tensor]:
     """Read a weight file as float32 after checking its size and hash.
 
     Raises:
         ModelError: If the file is missing, truncated or changed.
     """
-    weights = read_tensors(path, expected, "model.json", "copy the model again")
+    weights = read_tensors(path, expected, "model.json", remedy)
     return {key: value.float() for key, value in weights.items()}
 
 
@@ -225,22 +259,35 @@ def read_tensors(path: Path, expected: dict[str, Any], card: str, remedy: str) -
         remedy: What to do if they do not agree.
 
     Raises:
-        ModelError: If the file is missing, truncated or changed.
+        DamagedError: If the file is missing, truncated or changed.
+    """
+    check_file(path, expected, card, remedy)
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path}: not readable ({error})", remedy) from error
+
+
+def check_file(path: Path, expected: dict[str, Any], card: str, remedy: str) -> None:
+    """Check a file's size and hash; arguments as of `read_tensors`.
+
+    Raises:
+        DamagedError: If it is missing, truncated or changed.
     """
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
-            raise ModelError(
+            raise DamagedError(
                 f"{path}: {size} bytes where {card} says {expected['bytes']}: the file is "
-                f"truncated or changed; {remedy}"
+                "truncated or changed",
+                remedy,
             )
         if sha256(path) != expected["sha256"]:
-            raise ModelError(f"{path}: content differs from its sha256 in {card}; {remedy}")
-        return safetensors.torch.load_file(path)
+            raise DamagedError(f"{path}: content differs from its sha256 in {card}", remedy)
     except FileNotFoundError:
-        raise ModelError(f"{path}: missing, though {card} lists it; {remedy}") from None
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: not readable ({error}); {remedy}") from error
+        raise DamagedError(f"{path}: missing, though {card} lists it", remedy) from None
+    except OSError as error:
+        raise DamagedError(f"{path}: not readable ({error})", remedy) from error
 
 
 def assign_weights(network: nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
@@ -339,9 +386,14 @@ def best_step(run: Path) -> int:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    named = (run / "checkpoints").glob("step-" + 8 * "[0-9]")
-    return sorted(path for path in named if (path / "model" / "model.json").is_file())
+    """Checkpoints of a run that have a model, oldest first."""
+    folders = checkpoint_folders(run)
+    return [path for path in folders if (path / "model" / "model.json").is_file()]
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Folders that have the name of a checkpoint, oldest first, also where files are missing."""
+    return sorted((run / "checkpoints").glob("step-" + 8 * "[0-9]"))
 
 
 def checkpoint_step(path: Path) -> int:

@@ -55,6 +55,8 @@ def plan_run(config: RunConfig) -> Plan:
     parameters = num_parameters(network)
     batch = settings.batch_size or 1  # auto: what one clip needs
     copies = 4 + bool(settings.ema_decay)  # weights, gradients, two moments, average
+    # Weights in training and published, two moments; the second stage copies its autoencoder in.
+    kept = 4 * parameters + (config.stage == "diffusion") * num_parameters(autoencoder)
     figures = {
         "autoencoder_parameters": num_parameters(autoencoder),
         "denoiser_parameters": num_parameters(denoiser) if denoiser is not None else 0,
@@ -68,7 +70,8 @@ def plan_run(config: RunConfig) -> Plan:
         "training_gflop_per_clip": training_flops(config) // 10**9,
         "state_memory_bytes": FLOAT * parameters * copies,
         "activation_memory_bytes": batch * activation_bytes(config, network),
-        "checkpoint_disk_bytes": FLOAT * parameters * (copies - 1) * settings.keep_last,
+        "snapshot_memory_bytes": FLOAT * kept,
+        "checkpoint_disk_bytes": FLOAT * kept * (settings.keep_last + 1),  # one being written
     }
     return Plan(dump_yaml(config), figures)
 

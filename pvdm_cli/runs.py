@@ -22,7 +22,7 @@ from pvdm_cli.decoding import load_maker
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
 from pvdm_cli.evaluation.reconstruction import FeatureDistance
-from pvdm_cli.files import make_folder, only_writer, remove_folder, tidy, write_text
+from pvdm_cli.files import Hold, make_folder, only_writer, remove_folder, tidy, write_text
 from pvdm_cli.model import Model, list_checkpoints, load_model, refuse_misfit
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
@@ -47,7 +47,7 @@ from pvdm_cli.video.write import grid, write_video
 HARMLESS = {
     f"training.{key}"
     for key in (
-        *("log_every", "validate_every", "sample_every", "checkpoint_every"),
+        *("log_every", "validate_every", "sample_every", "checkpoint_every", "checkpoint_minutes"),
         *("score_every", "score_videos"),
         *("keep_last", "keep_every", "activation_checkpointing", "tensorboard"),
         *("clips_per_step", "compile", "zero"),
@@ -108,7 +108,7 @@ def run_training(
     config = with_classes(config, data, cache)
     latents: Cache | LiveLatents
     ranks = here()
-    with _hold(run) if ranks.main else nullcontext():
+    with _hold(run) if ranks.main else nullcontext() as hold:
         ranks.barrier()  # the folder is there, and tidy
         goes_on = bool(list_checkpoints(run)) and not overwrite
         if config.training.batch_size == AUTO:
@@ -137,7 +137,7 @@ def run_training(
             inputs = {"data": data, "cache": cache, "autoencoder": autoencoder}
             record_start(run, provenance or {}, inputs, str(target), ranks.size)
         ranks.barrier()
-        return train(stage, config, run, provenance=provenance, reporter=reporter, stop=stop)
+        return train(stage, config, run, hold, provenance=provenance, reporter=reporter, stop=stop)
 
 
 def with_classes(config: RunConfig, data: Path | None, cache: Path | None) -> RunConfig:
@@ -166,7 +166,7 @@ def with_classes(config: RunConfig, data: Path | None, cache: Path | None) -> Ru
 
 
 @contextmanager
-def _hold(run: Path) -> Iterator[None]:
+def _hold(run: Path) -> Iterator[Hold]:
     """Make the run folder, keep other processes out of it, clear away what killed ones left.
 
     Raises:
@@ -178,10 +178,10 @@ def _hold(run: Path) -> Iterator[None]:
         raise ConfigError(
             f"{run} is not empty and holds no run (config.yaml); choose another --out"
         )
-    with only_writer(run, "training in"):
+    with only_writer(run, "training in") as hold:
         for folder in (run, run / "checkpoints", run / "samples"):
             tidy(folder)
-        yield
+        yield hold
 
 
 def _refuse_other(run: Path, config: RunConfig) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,13 @@ import torch
 
 from pvdm_cli.config import RunConfig
 from pvdm_cli.errors import PvdmError
-from pvdm_cli.model import list_checkpoints
+from pvdm_cli.files import Hold
+from pvdm_cli.model import checkpoint_folders, checkpoint_step, list_checkpoints
 from pvdm_cli.models.cost import training_flops
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.ranks import here
 from pvdm_cli.runtime import matrix_rate, peak_memory, resolve_precision
-from pvdm_cli.training.checkpoint import (
-    Trained,
-    load_checkpoint,
-    load_moments,
-    save_checkpoint,
-    settle,
-)
+from pvdm_cli.training.checkpoint import Trained, load_moments, load_newest, settle
 from pvdm_cli.training.metrics import Metrics, tally
 from pvdm_cli.training.optim import bring_together, learning_rate, make_average
 from pvdm_cli.training.players import (
@@ -40,6 +36,7 @@ from pvdm_cli.training.players import (
     make_players,
     update,
 )
+from pvdm_cli.training.saving import Saver, Troubles, keep_folder
 
 
 @dataclass
@@ -65,6 +62,7 @@ def train(
     stage: Stage[Any],
     config: RunConfig,
     run: Path,
+    hold: Hold | None,
     *,
     provenance: dict[str, Any] | None = None,
     reporter: Reporter = SILENT,
@@ -75,7 +73,8 @@ def train(
     Args:
         stage: What to train.
         config: How.
-        run: The run folder; exists.
+        run: The run folder.
+        hold: What keeps other runs out of it; only the first of several processes has it.
         provenance: Kept in every model of this run, beside step and validation figures.
         reporter: Told of every step.
         stop: Asked after every step; True saves and returns.
@@ -84,14 +83,16 @@ def train(
         PvdmError: If the loss is no longer finite, or a checkpoint cannot be written or read.
     """
     began = time.perf_counter()
-    trainer = _Trainer(stage, config, run, provenance or {}, reporter)
-    trainer.show(again=False)  # a kill may have come between a checkpoint and its sample
-    stopped = False
-    while not trainer.finished and not stopped:
-        try:
-            stopped = trainer.go_on(stop)
-        except _Diverged as found:
-            trainer.go_back(found)
+    trainer = _Trainer(stage, config, run, hold, provenance or {}, reporter)
+    with closing(trainer):
+        trainer.show(again=False)  # a kill may have come between a checkpoint and its sample
+        stopped = False
+        while not trainer.finished and not stopped:
+            try:
+                stopped = trainer.go_on(stop)
+            except _Diverged as found:
+                trainer.go_back(found)
+        trainer.end()
     seconds = time.perf_counter() - began
     return TrainResult(run, trainer.step, trainer.finished, seconds, trainer.metrics.last)
 
@@ -132,13 +133,17 @@ class _Trainer:
         stage: Stage[Any],
         config: RunConfig,
         run: Path,
+        hold: Hold | None,
         provenance: dict[str, Any],
         reporter: Reporter,
     ) -> None:
         """Begin, or go on from the last checkpoint."""
         self.stage, self.config, self.settings = stage, config, config.training
-        self.run, self.provenance, self.reporter = run, provenance, reporter
+        self.run, self.hold = run, hold
+        self.provenance, self.reporter = provenance, reporter
         self.ranks, self.portion = here(), Portion.of(self.settings, here())
+        self.troubles = Troubles(reporter.say)
+        self.saver = Saver(self.run, self.settings.keep_last, self.settings.keep_every)
         self.network = stage.network
         self.device = next(stage.network.parameters()).device
         self.players = make_players(stage, config)
@@ -146,9 +151,9 @@ class _Trainer:
         self.published = stage.network if self.average is None else self.average.module
         if self.settings.compile:
             compile_network(stage.network)
-        if list_checkpoints(run):
+        if checkpoint_folders(self.run):
             self._restore()
-            self.reporter.say(f"continuing {run} from step {self.step}")
+            self.reporter.say(f"continuing {self.run} from step {self.step}")
         else:
             self._begin({})
             self._take_over_moments()
@@ -168,7 +173,9 @@ class _Trainer:
             cost=self._cost(),
             tensorboard=self.settings.tensorboard,
             ranks=self.ranks,
+            troubles=self.troubles,
         )
+        self._saved_at = time.monotonic()
 
     def _cost(self) -> tuple[float, float] | None:
         """Operations of a clip and the rate of all devices, where the network trains alone."""
@@ -179,11 +186,12 @@ class _Trainer:
         return training_flops(self.config), rate
 
     def _restore(self) -> None:
-        """Load the newest checkpoint."""
-        checkpoints = list_checkpoints(self.run)
-        state = load_checkpoint(
-            checkpoints[-1], self._trained(), self.average, self.stage.weights_file
-        )
+        """Load the newest checkpoint that is whole."""
+        files, say = self.stage.weights_file, self.reporter.say
+        load = partial(load_newest, self.run, self._trained(), self.average, files, say)
+        state = load() if self.ranks.main else {}
+        self.ranks.barrier()  # damaged ones are set aside
+        state = state or load()
         for player in self.players:
             player.scaler.load_state_dict(state["scalers"][player.name])
         self._begin(state)
@@ -203,8 +211,10 @@ class _Trainer:
         with closing(_ahead(self.stage, self.step, self.config, self.portion)) as batches:
             while not self.finished and not stopped:
                 self.advance(self._timed(batches))
-                (stopped,) = self.ranks.agree([stop()])
-                if stopped or self.due(self.settings.checkpoint_every):
+                # The clock is that of the first process.
+                stopped, late = self.ranks.agree([stop(), self.ranks.main and self._due_by_clock()])
+                self._look_after_writing()
+                if stopped or late or self.due(self.settings.checkpoint_every):
                     self.save()
                 if self.finished or not stopped:
                     self.show()
@@ -218,6 +228,9 @@ class _Trainer:
             PvdmError: If there is none, or it has been tried often enough.
         """
         self.reporter.done()
+        self._look_after_writing(wait=True)
+        self.ranks.barrier()
+        self.metrics.close()
         at, setbacks = self.step, self.setbacks + 1
         if setbacks > self.settings.retries or not list_checkpoints(self.run):
             tried = f" after {self.setbacks} retries" if self.setbacks else ""
@@ -269,6 +282,11 @@ class _Trainer:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.finished or (every > 0 and self.step > 0 and self.step % every == 0)
 
+    def _due_by_clock(self) -> bool:
+        """Whether the last checkpoint was long ago; setting the clock of the system does nothing."""
+        minutes = self.settings.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+
     def advance(self, batches: Iterator[Any]) -> None:
         """Take one optimizer step, and log and validate where that is due."""
         turn, of = self.step % len(self.players), self.step // len(self.players)
@@ -290,6 +308,7 @@ class _Trainer:
         self.metrics.add({player.term(name): value for name, value in terms.items()})
         self.reporter.advance(1, **self.metrics.shown())
         if self.due(self.settings.log_every):
+            self._keep_folder()
             memory = peak_memory(self.device)
             more = {} if memory is None else {"peak_memory_gb": round(memory / 2**30, 3)}
             means = self.metrics.log(self.step, lr=rate, **more)
@@ -306,6 +325,7 @@ class _Trainer:
 
     def _score(self) -> None:
         """Measure a few drawn videos."""
+        self._keep_folder()
         with torch.no_grad():
             found = self.ranks.first(lambda: self.stage.score(self.published))
         self.metrics.validation(self.step, found)
@@ -316,6 +336,7 @@ class _Trainer:
 
     def _validate(self) -> None:
         """Measure on held-out videos, if there are any."""
+        self._keep_folder()
         with torch.no_grad():
             found = self.ranks.first(lambda: self.stage.validate(self.published))
         if found:
@@ -326,13 +347,17 @@ class _Trainer:
             self.reporter.say(f"step {self.step}: {_line(found)}")
 
     def save(self) -> None:
-        """Write a checkpoint, never one with broken weights; then remove older ones."""
+        """Have a checkpoint written, never one with broken weights; older ones are removed then."""
+        self._look_after_writing(wait=True)
+        self._keep_folder()
         for player in self.players:
-            if not all(bool(weight.isfinite().all()) for weight in player.network.parameters()):
+            finite = [weight.isfinite().all() for weight in player.network.parameters()]
+            if not torch.stack(finite).all():
                 raise _Diverged("weights are no longer finite")
         model = self.stage.model(self.published)
         model.provenance |= {**self.provenance, "step": self.step, "metrics": self.measured}
         # A checkpoint made because training was interrupted must not change what is kept.
+        self._best_before = self.best.saved
         if self.best.improved and self.due(self.settings.checkpoint_every):
             self.best.saved, self.best.improved = self.step, False
         for player in self.players:
@@ -345,8 +370,45 @@ class _Trainer:
             "metrics": self.metrics.state(),
         }
         if self.ranks.main:
-            save_checkpoint(self.run, self.step, model, self._trained(), self.average, state)
-        self._settle()
+            self.saver.save(self.step, model, self._trained(), self.average, state, self.best.saved)
+        self._saved_at = time.monotonic()
+
+    def _look_after_writing(self, *, wait: bool = False) -> None:
+        """Tell of a checkpoint that could not be written."""
+        if failed := self.saver.outcome(wait=wait):
+            if self.best.saved == failed.step:
+                self.best.saved, self.best.improved = self._best_before, True
+            self.reporter.say(
+                f"warning: cannot save step {failed.step} {failed.reason}; training goes on, the "
+                "next checkpoint tries again"
+            )
+
+    def _keep_folder(self) -> None:
+        """Make the run folder anew if it was removed."""
+        if self.hold is None:
+            return
+        with self.troubles.survive("folder", self.run, "training goes on"):
+            keep_folder(self.hold, self.config, self.reporter.say)
+
+    def end(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            PvdmError: If it could not be written.
+        """
+        if failed := self.saver.outcome(wait=True):
+            kept = list_checkpoints(self.run)
+            before = f"step {checkpoint_step(kept[-1])}" if kept else "the start"
+            raise PvdmError(
+                f"cannot save step {failed.step} {failed.reason}; make room and give the same command "
+                f"again: it goes on from {before}"
+            )
+
+    def close(self) -> None:
+        """Let what is being written land, whatever ended training."""
+        self._look_after_writing(wait=True)
+        self.saver.close()
+        self.metrics.close()
 
     def show(self, *, again: bool = True) -> None:
         """Write sample videos if they are due; with again=False only if they are not there."""
@@ -354,7 +416,9 @@ class _Trainer:
         if not self.ranks.main:
             return
         if self.due(self.settings.sample_every) and (again or not _written(path)):
-            with torch.no_grad():
+            self._keep_folder()
+            without = "training goes on without"
+            with self.troubles.survive("samples", path, without), torch.no_grad():
                 self.stage.sample(self.published, path)
 
 

@@ -1,6 +1,9 @@
 """`metrics.jsonl`: one JSON line per logged step; resuming drops what a lost stretch had written."""
 
+import errno
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvdm_cli.errors import ConfigError, PvdmError
+from pvdm_cli.errors import ConfigError
 from pvdm_cli.files import write_text
 from pvdm_cli.ranks import Ranks
+from pvdm_cli.training.saving import Troubles
+
+LEAST = 1 << 16  # bytes of free disk, below which TensorBoard is left alone
 
 
 def tally(values: Tensor, which: Tensor) -> Tensor:
@@ -29,6 +35,7 @@ class Metrics:
         cost: Operations of a clip, and the most the devices do in a second; None: not told.
         tensorboard: Also write TensorBoard events, to a folder beside the file.
         ranks: The processes whose steps are counted together; the first of them writes.
+        troubles: Told of what cannot be written.
 
     Raises:
         ConfigError: If TensorBoard is asked for and not installed.
@@ -44,11 +51,14 @@ class Metrics:
         cost: tuple[float, float] | None = None,
         tensorboard: bool = False,
         ranks: Ranks | None = None,
+        troubles: Troubles | None = None,
     ) -> None:
         self.path, self.clips_per_step, self.cost = path, clips_per_step, cost
         self._ranks = ranks or Ranks()
-        tensorboard = tensorboard and self._ranks.main
+        self._tensorboard = tensorboard = tensorboard and self._ranks.main
         self._board = _board(path.parent / "tensorboard", since) if tensorboard else None
+        self._troubles = troubles or Troubles(lambda message: None)
+        self._unwritten: list[str] = []  # lines that the disk has not taken yet
         self.waited = 0.0  # seconds spent waiting for data since the last line
         self.last: dict[str, float] = {}
         state = state or {"tallies": {}, "steps": 0}
@@ -118,15 +128,44 @@ class Metrics:
         self.last |= values
         if not self._ranks.main:
             return
-        if self._board is not None:
+        self._unwritten.append(json.dumps({"step": step, **values}) + "\n")
+        with self._troubles.survive("metrics", self.path, "its lines are kept until it can be"):
+            self._append()
+        if self._tensorboard:
+            folder = self.path.parent / "tensorboard"
+            with self._troubles.survive("events", folder, "TensorBoard misses these steps"):
+                self._show(folder, step, values)
+
+    def _append(self) -> None:
+        """Write the lines that are not in the file yet, all or none."""
+        with self.path.open("ab", buffering=0) as file:
+            size, lines = file.tell(), "".join(self._unwritten).encode()
+            if file.write(lines) != len(lines):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._unwritten.clear()
+
+    def _show(self, folder: Path, step: int, values: dict[str, float]) -> None:
+        """Write TensorBoard's events."""
+        # Its thread would end with a traceback of its own.
+        if folder.exists() and shutil.disk_usage(folder).free < LEAST:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        try:
+            if self._board is None or not folder.exists():
+                self._board = _board(folder, step - 1)
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:
-            raise PvdmError(f"cannot write {self.path}: {error.strerror}") from error
+        except OSError:
+            self._board = None
+            raise
+
+    def close(self) -> None:
+        """Try a last time to write what could not be written."""
+        if self._unwritten:
+            lost = f"its last {len(self._unwritten)} lines are lost"
+            with self._troubles.survive("the end", self.path, lost):
+                self._append()
 
     def _drop_after(self, step: int) -> None:
         """Keep only whole lines up to a step: what follows will be written again."""

@@ -159,7 +159,8 @@ def test_videos_decoded_on_demand_give_the_same_weights(
     place.train("autoencoder", tmp_path / "run", "data.memory_gb=0", "data.num_workers=3")
     found, expected = contents(tmp_path / "run"), contents(whole("autoencoder"))
     names = difference(found, expected)
-    assert {Path(name).name for name in names} == {"config.yaml", "model.json"}  # say the override
+    said = {"config.yaml", "model.json", "state.json"}  # the override, and hashes of it
+    assert {Path(name).name for name in names} == said
 
 
 def test_validation_measures_the_averaged_weights(

@@ -2,22 +2,23 @@
 
 import os
 import random
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import last_step, pvdm, wait_for_step
 from killing import start, train_in_child
 from training_runs import Place, contents, difference
+
+from pvdm_cli.model import list_checkpoints, load_model
 
 STAGES = ["autoencoder", "diffusion"]
 SEED = int(os.environ.get("PVDM_KILL_SEED", "0"))  # for trying other kills by hand
 EVERY = int(os.environ.get("PVDM_KILL_EVERY", "10"))  # file operations from kill to kill
+KILLS = int(os.environ.get("PVDM_KILLS", "5"))  # of each case below
 KILLED = -signal.SIGKILL
 SHORT = (
     *("training.steps=6", "training.checkpoint_every=2", "training.keep_last=1"),
@@ -98,26 +99,61 @@ def test_killed_at_random_moments_a_run_still_ends_with_the_same_bytes(
         seconds /= 2
 
 
-def pvdm(*words: object) -> "subprocess.Popen[str]":
-    """Start the real command with one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pvdm_cli.cli.app", *map(str, words)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+ADVERSARIAL = ("adversarial.discriminator_channels=8", "adversarial.discriminator_layers=2")
+CASES = {
+    "autoencoder": ("autoencoder", ()),
+    "adversarial": ("autoencoder", ADVERSARIAL),
+    "diffusion": ("diffusion", ()),
+}
 
 
-def wait_for_step(run: Path, process: "subprocess.Popen[str]", step: int) -> None:
-    """Wait until the metrics have come to a step."""
-    while last_step(run) < step:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_killed_while_a_checkpoint_is_written_nothing_is_lost(
+    place: Place, tmp_path: Path, case: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Every second kill comes at any moment, the others in the middle of a checkpoint."""
+    (stage, more), rng, run = CASES[case], random.Random(f"{SEED} {case}"), tmp_path / "run"
+    settings = (*SHORT, *more, "training.steps=30", "training.checkpoint_every=3")
+    began = time.monotonic()
+    assert train_in_child(place, stage, tmp_path / "whole", *settings) == 0
+    seconds = time.monotonic() - began
+    kills = unfinished = finished = 0
+    while kills < KILLS or not finished:
+        child = start(place, stage, run, *settings)
+        if kills >= KILLS:
+            child.join()
+        elif kills % 2:
+            child.join(seconds * rng.uniform(0.1, 0.9))
+        else:
+            while child.is_alive() and not being_written(run, child.pid):
+                time.sleep(0.0005)
+            time.sleep(rng.uniform(0, 0.01))
+        child.kill()
+        child.join()
+        assert child.exitcode in (0, KILLED)
+        unfinished += being_written(run, child.pid)
+        if list_checkpoints(run):
+            load_model(run, "cpu")  # checks every hash
+            latest = run / "latest"  # not there if the kill came right after the first checkpoint
+            assert latest.exists() or len(list_checkpoints(run)) == 1
+            if latest.exists():
+                assert (run / "checkpoints" / latest.read_text().strip()).is_dir()
+        finished = 0
+        if child.exitcode == KILLED:
+            kills += 1
+        else:
+            finished = equal(run, tmp_path / "whole")
+            if kills < KILLS:  # the machine has become faster: once more from the start
+                shutil.rmtree(run)
+    assert unfinished, "no kill met a checkpoint that was being written"
+    record_property("kills", kills)  # of which in the middle of a checkpoint:
+    record_property("unfinished", unfinished)
 
 
-def last_step(run: Path) -> int:
-    """Last step that was logged in full."""
-    path = run / "metrics.jsonl"
-    text = path.read_text() if path.is_file() else ""
-    steps = re.findall(r'"step": (\d+), "loss".*\n', text)
-    return int(steps[-1]) if steps else 0
+def being_written(run: Path, process: int | None) -> bool:
+    """Whether a process is writing a checkpoint, or was when it was killed."""
+    return any((run / "checkpoints").glob(f".step-*.{process}.partial"))
 
 
 @pytest.mark.slow

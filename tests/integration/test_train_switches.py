@@ -40,7 +40,8 @@ def test_a_cache_that_does_not_fit_in_memory_is_read_clip_by_clip_with_the_same_
     place.train("diffusion", tmp_path / "run", "data.memory_gb=0", "data.num_workers=4")
     assert opened == [False]
     names = difference(contents(tmp_path / "run"), contents(whole("diffusion")))
-    assert {Path(name).name for name in names} == {"config.yaml", "model.json"}  # say the override
+    said = {"config.yaml", "model.json", "state.json"}  # the override, and hashes of it
+    assert {Path(name).name for name in names} == said
 
 
 # Batch size ---------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What stands in `metrics.jsonl`, and what of it survives a kill."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pvdm_cli.errors import ConfigError, PvdmError
+from pvdm_cli.errors import ConfigError
 from pvdm_cli.training.metrics import Metrics, tally
+from pvdm_cli.training.saving import Troubles
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -79,10 +81,24 @@ def test_a_line_that_was_being_collected_goes_on_exactly(tmp_path: Path) -> None
     assert after.state() == {"tallies": {}, "steps": 0}
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "gone" / "m", since=0)
-    with pytest.raises(PvdmError, match=r"cannot write .*gone"):
-        metrics.validation(1, {})
+def test_what_cannot_be_written_is_said_once_and_written_later(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "gone" / "m"
+    metrics = Metrics(path, since=0, troubles=Troubles(said.append))
+    metrics.validation(1, {})
+    metrics.validation(2, {})
+    assert len(said) == 1
+    assert said[0].startswith(f"warning: cannot write {path}: No such file or directory; its lines")
+    path.parent.mkdir()
+    metrics.validation(3, {})
+    assert [line["step"] for line in lines(path)] == [1, 2, 3]
+    shutil.rmtree(path.parent)
+    metrics.validation(4, {})
+    metrics.close()
+    assert said[1:] == [
+        said[0],
+        f"warning: cannot write {path}: No such file or directory; its last 1 lines are lost",
+    ]
 
 
 def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
