@@ -147,7 +147,11 @@ def generate(
         missing[k : k + request.batch_size] for k in range(0, len(missing), request.batch_size)
     ]
     clips = model.config.num_clips(request.frames)
-    reporter.start("sampling", total=len(batches) * request.sampling.num_calls(clips), unit="step")
+    reporter.start(
+        "sampling",
+        total=len(batches) * request.sampling.num_calls(model.schedule, clips),
+        unit="step",
+    )
     try:
         for batch in batches:
             labels = _labels(model, request, batch, origin[0])

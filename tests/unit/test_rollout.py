@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from pvdm_cli.diffusion.samplers import ddim_sample, ddpm_sample
 from pvdm_cli.diffusion.steps import SPACINGS, Spacing
 from pvdm_cli.errors import ModelError, PvdmError
+from pvdm_cli.guidance import predictor
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.autoencoder import Autoencoder
-from pvdm_cli.rollout import predictor, rollout, rollout_latents
+from pvdm_cli.rollout import rollout, rollout_latents
 from pvdm_cli.runtime import generator
 from pvdm_cli.sampling import SAMPLERS, Sampler, Sampling, Steps, parse_interval
 
@@ -100,7 +101,9 @@ def test_each_clip_is_asked_once_per_step_and_sees_the_clip_before(sampler: str)
     assert all(prefix is first for prefix in prefixes[5:8])
     assert all(prefix is second for prefix in prefixes[8:])
     assert third.shape == (2, 4, CONFIG.latent.flat)
-    assert Sampling(steps=Steps(5, 3)).num_calls(3) == len(denoiser.calls)
+    assert model.schedule is not None
+    foretold = Sampling(steps=Steps(5, 3)).num_calls(model.schedule, 3)
+    assert foretold == len(denoiser.calls)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -119,9 +122,9 @@ def test_the_calls_are_those_foretold_in_number_and_order(
         on_step=lambda *call: told.append(call),
     )
     assert all(clip.isfinite().all() for clip in clips)
-    assert len(denoiser.calls) == len(told) == settings.num_calls(2)
     assert model.schedule is not None
-    foretold = [t for count in steps for t in settings.asked(model.schedule, count)]
+    assert len(denoiser.calls) == len(told) == settings.num_calls(model.schedule, 2)
+    foretold = [t for first in (True, False) for t in settings.asked(model.schedule, first=first)]
     assert [int(call.t[0]) for call in denoiser.calls] == foretold
 
 
