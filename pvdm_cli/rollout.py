@@ -182,7 +182,6 @@ class _Run:
     def _clip(self, prefix: Tensor | None, z_init: Tensor | None) -> Tensor:
         """Draw one clip's z0 [b, c, n], in the denoiser's scale, with the chosen sampler."""
         first = prefix is None
-        num_steps = self.sampling.steps.first if first else self.sampling.steps.following
         z_start = self.draw(0)
         if z_init is not None and self.sampling.strength < 1:
             step = self.sampling.plan(self.schedule, first=True)[0]
