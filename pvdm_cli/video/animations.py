@@ -1,5 +1,6 @@
 """Animated gif and webp."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -72,11 +73,16 @@ def gif(path: Path, spec: Spec) -> Iterator[Sink]:
 
 
 def _comment(path: Path, text: bytes) -> None:
-    """Put a comment before the last byte of a gif (GIF89a, section 24); FFmpeg writes none."""
-    with path.open("r+b") as file:
-        file.seek(-1, 2)
-        pieces = [text[k : k + 255] for k in range(0, len(text), 255)]
-        file.write(b"\x21\xfe" + b"".join(bytes([len(p)]) + p for p in pieces) + b"\0\x3b")
+    """Put a comment before the first picture of a gif (GIF89a, section 24); FFmpeg writes none."""
+    longer = path.with_name(f"{path.name}.raw")
+    pieces = [text[k : k + 255] for k in range(0, len(text), 255)]
+    with path.open("rb") as before, longer.open("wb") as after:
+        head = before.read(13)
+        colours = 3 << 1 + (head[10] & 7) if head[10] & 0x80 else 0  # bytes of the palette
+        after.write(head + before.read(colours))
+        after.write(b"\x21\xfe" + b"".join(bytes([len(each)]) + each for each in pieces) + b"\0")
+        shutil.copyfileobj(before, after)
+    longer.replace(path)
 
 
 def _gif_time(number: int, rate: Fraction) -> int:
