@@ -35,6 +35,7 @@ from pvdm_cli.evaluation.reconstruction import (
     holdout_of,
     measure_reconstruction,
 )
+from pvdm_cli.generation.drift import CLIPS as DRIFT_CLIPS
 from pvdm_cli.generation.request import QUALITY, STRENGTH, SampleRequest, SampleResult
 from pvdm_cli.generation.run import generate
 from pvdm_cli.model import Checkpoint, Model, load_model
@@ -201,6 +202,7 @@ def sample(
     grid: str | None = None,
     columns: int | None = None,
     sheet: int | None = None,
+    drift: bool = False,
     profile: bool = False,
     checkpoint: Checkpoint | None = None,
     device: str = "auto",
@@ -210,13 +212,14 @@ def sample(
     """Draw long videos; the same call again makes what is missing; see `generation.run.generate`.
 
     What the options are is said in `generation.request.SampleRequest` and `sampling.Sampling`;
-    frames are 128 where neither they nor seconds are given.
+    frames are 128 where neither they nor seconds are given, with drift as many as 64 clips have.
     """
     if frames is not None and seconds is not None:
         raise PvdmError(f"--frames {frames} and --seconds {seconds:g}: give one of them")
     request = SampleRequest(
         frames=128 if frames is None else frames,
         seconds=seconds,
+        clips=DRIFT_CLIPS if drift and frames is None and seconds is None else None,
         num=num,
         sampling=Sampling(
             steps=Steps.parse(steps),
@@ -244,6 +247,7 @@ def sample(
         grid=grid,
         columns=columns,
         sheet=sheet,
+        drift=drift,
         profile=profile,
         overwrite=overwrite,
     )

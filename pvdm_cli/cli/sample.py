@@ -200,6 +200,14 @@ def sample(
             help="Also write sheet.png: every K-th frame of each video, a row for each.",
         ),
     ] = None,
+    drift: Annotated[
+        bool,
+        typer.Option(
+            "--drift",
+            help="Measure how clips change along the videos, of 64 clips by default: drift.json and "
+            "drift.svg.",
+        ),
+    ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
     checkpoint: CheckpointOpt = None,
     device: DeviceOpt = "auto",
@@ -223,6 +231,7 @@ def sample(
         pvdm sample runs/sky --prefix my-video.mp4 --keep-prefix --seconds 30
         pvdm sample runs/sky --init my-video.mp4 --strength 0.5 --seeds 1,5,9
         pvdm sample runs/sky --between 3,8 --num 9 --grid mp4 --columns 9 --sheet 16
+        pvdm sample runs/sky --drift --num 4 --out runs/sky/drift
         pvdm sample runs/sky --checkpoint 20000 --sampler ddpm --steps 1000 --format npz
     """
     from pvdm_cli import api
@@ -258,6 +267,7 @@ def sample(
         grid=grid.value if grid else None,
         columns=columns,
         sheet=sheet,
+        drift=drift,
         profile=profile,
         checkpoint=checkpoint,
         device=device,
@@ -267,7 +277,7 @@ def sample(
     if as_json:
         render.print_json(_facts(result))
         return
-    pictures = [path for path in (result.grid, result.sheet) if path]
+    pictures = [path for path in (result.grid, result.sheet, result.drift) if path]
     for path in [*result.videos, *pictures]:
         typer.echo(path)
     if result.profile:
@@ -285,6 +295,7 @@ def _facts(result: Any) -> dict[str, Any]:
         "continued": result.continued,
         "grid": None if result.grid is None else str(result.grid),
         "sheet": None if result.sheet is None else str(result.sheet),
+        "drift": None if result.drift is None else str(result.drift),
         "frames": result.frames,
         "fps": result.fps,
         "seconds": result.seconds,

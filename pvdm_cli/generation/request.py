@@ -24,6 +24,7 @@ class SampleRequest:
     Attributes:
         frames: Frames of each video; the last clip is cut.
         seconds: The same in seconds of the video, instead.
+        clips: The same in clips, instead.
         num: Videos; video i depends on (seed, i) and the settings alone, not on num.
         sampling: Steps, sampler, eta, guidance, strength.
         class_name: Name or number of the class of all videos, or "none". None draws the class of
@@ -41,12 +42,14 @@ class SampleRequest:
         grid: Also write all videos side by side as grid.mp4, grid.gif or grid.webp.
         columns: Videos in a row of the grid; None makes it about square.
         sheet: Also write every so-many-th frame of each video into sheet.png, a row for each.
+        drift: Measure how the clips of each video change; see `generation.drift`.
         profile: Measure where the time goes.
         overwrite: Replace what an earlier run left in the folder.
     """
 
     frames: int = 128
     seconds: float | None = None
+    clips: int | None = None
     num: int = 1
     sampling: Sampling = PUBLISHED
     class_name: str | None = None
@@ -63,6 +66,7 @@ class SampleRequest:
     grid: str | None = None
     columns: int | None = None
     sheet: int | None = None
+    drift: bool = False
     profile: bool = False
     overwrite: bool = False
 
@@ -72,7 +76,7 @@ class SampleRequest:
         Raises:
             PvdmError: Naming the option, its value and what is allowed.
         """
-        for name in ("frames", "num", "batch_size", "columns", "sheet"):
+        for name in ("frames", "clips", "num", "batch_size", "columns", "sheet"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PvdmError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
@@ -199,6 +203,7 @@ class SampleResult:
     continued: int  # of those made, how many existed and were lengthened
     grid: Path | None
     sheet: Path | None
+    drift: Path | None
     frames: int
     frames_drawn: int
     fps: float

@@ -14,7 +14,7 @@ from torch import Tensor
 from pvdm_cli.classes import draw_class, find_class
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import make_folder, write_json
-from pvdm_cli.generation import pictures, pipeline, sidecars, state
+from pvdm_cli.generation import drift, pictures, pipeline, sidecars, state
 from pvdm_cli.generation.request import Item, SampleRequest, SampleResult
 from pvdm_cli.generation.starts import Start, find_start
 from pvdm_cli.generation.state import State
@@ -25,7 +25,7 @@ from pvdm_cli.runtime import peak_memory, reset_peak_memory
 from pvdm_cli.stopwatch import Stopwatch, Timer, untimed
 from pvdm_cli.video import write
 
-LARGEST = {"cpu": 4, "cuda": 64}  # videos at once, to begin with, where none is asked for
+LARGEST = {"cpu": 8, "cuda": 64}  # videos at once, to begin with, where none is asked for
 
 
 class Job(NamedTuple):
@@ -77,6 +77,8 @@ def generate(
     with run.timer("pictures"):
         grid = pictures.write_grid(out, videos, request, run.fps) if request.grid else None
         sheet = pictures.write_sheet(out, videos, request.sheet) if request.sheet else None
+        found = run.existing() if request.drift else {}
+        drifted = drift.write_drift(out, [found[item.name] for item in items]) if found else None
     seconds = time.perf_counter() - started
     return SampleResult(
         out=out,
@@ -85,6 +87,7 @@ def generate(
         continued=sum(job.state is not None for job in jobs),
         grid=grid,
         sheet=sheet,
+        drift=drifted,
         frames=request.frames,
         frames_drawn=run.frames_drawn,
         fps=run.fps,
@@ -130,6 +133,9 @@ class _Run:
         fps = _frame_rate(model, request, origin[0])
         if request.seconds is not None:
             request = replace(request, frames=max(1, round(request.seconds * fps)), seconds=None)
+        if request.clips is not None:
+            step = model.config.clip.frames - model.config.diffusion.overlap
+            request = replace(request, frames=request.clips * step, clips=None)
         start = None
         if request.prefix is not None:
             start = find_start(model, request.prefix, "--prefix", reporter, last=True)
@@ -148,13 +154,17 @@ class _Run:
             timer=_stopwatch(model.device) if request.profile else untimed,
         )
 
+    def existing(self) -> dict[str, dict[str, Any]]:
+        """Find the videos that are there already: descriptions by name."""
+        return sidecars.existing(self.out, self.settings)
+
     def jobs(self, items: Sequence[Item]) -> list[Job]:
         """List the videos that are missing or shorter than asked for.
 
         Raises:
             PvdmError: If one was made with other settings, or cannot be continued.
         """
-        found = sidecars.existing(self.out, self.settings)
+        found = self.existing()
         jobs = []
         for place, item in enumerate(items):
             there = found.get(item.name)
@@ -166,6 +176,11 @@ class _Run:
 
     def _state(self, item: Item, frames: int) -> State | None:
         """Find where a video that is too short stands; None: it stands behind the end."""
+        if self.request.drift:
+            raise PvdmError(
+                f"{self.out / item.name} has {frames} frames, and --drift measures videos from their "
+                "first clip on; choose another --out, or draw it anew with --overwrite"
+            )
         path = sidecars.state_path(self.out, item.name)
         found = state.load_state(path, self.model.device)
         if found is None:
@@ -199,7 +214,7 @@ class _Run:
 
     def draw(self, jobs: Sequence[Job]) -> None:
         """Draw all jobs, as many at once as asked for or as fit."""
-        size = self.request.batch_size or LARGEST.get(self.model.device.type, 4)
+        size = self.request.batch_size or LARGEST.get(self.model.device.type, 8)
         batches = self._batches(jobs, size)
         self._announce(batches)
         while batches:
@@ -269,13 +284,16 @@ class _Run:
             timer=self.timer,
         )
         base = latents_at(self.model, start) if start else continued
+        assert self.model.config.diffusion is not None
+        meter = drift.Meter(len(items), self.model.config.diffusion.overlap)
+        watch = meter if self.request.drift else None
         interrupted: BaseException | None = None
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(self._writer(job, sidecars.about(description)))
                 for job, description in zip(jobs, described, strict=True)
             ]
-            scribe = pipeline.Scribe(self.model, writers, stretch, base, self.timer)
+            scribe = pipeline.Scribe(self.model, writers, stretch, base, self.timer, watch)
             try:
                 pipeline.run(positions, scribe, self.timer)
             except (KeyboardInterrupt, SystemExit) as stop:
@@ -289,10 +307,11 @@ class _Run:
             states = state.split(position, scribe.clips, settled, self.model.device)
             for item, found in zip(items, states, strict=True):
                 state.save_state(sidecars.state_path(self.out, item.name), found)
-        for item, description in zip(items, described, strict=True):
+        for item, description, rows in zip(items, described, meter.rows, strict=True):
+            measured = {"drift": rows} if self.request.drift else {}
             settings = {**description["settings"], "frames": self._new(stretch, num_frames)}
             path = sidecars.sidecar_path(self.out, item.name)
-            write_json(path, {**description, "settings": settings})
+            write_json(path, {**description, **measured, "settings": settings})
         if interrupted is not None:
             raise interrupted
 
