@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pvdm_cli.classes import draw_class, find_class
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import make_folder, write_json
 from pvdm_cli.generation import drift, pictures, pipeline, sidecars, state
+from pvdm_cli.generation.labels import labels_of
+from pvdm_cli.generation.profile import profile, stopwatch
 from pvdm_cli.generation.request import Item, SampleRequest, SampleResult
 from pvdm_cli.generation.starts import Start, find_start
 from pvdm_cli.generation.state import State
@@ -22,7 +23,7 @@ from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.rollout import latents_at, rollout_positions
 from pvdm_cli.runtime import peak_memory, reset_peak_memory
-from pvdm_cli.stopwatch import Stopwatch, Timer, untimed
+from pvdm_cli.stopwatch import Timer, untimed
 from pvdm_cli.video import write
 
 LARGEST = {"cpu": 8, "cuda": 64}  # videos at once, to begin with, where none is asked for
@@ -94,7 +95,7 @@ def generate(
         seconds=seconds,
         peak_memory=peak_memory(model.device),
         device=str(model.device),
-        profile=_profile(run.timer, seconds),
+        profile=profile(run.timer, seconds),
     )
 
 
@@ -128,7 +129,7 @@ class _Run:
         assert model.config.diffusion is not None
         request.sampling.check(model.config.diffusion)
         request.sampling.plan(schedule, first=True)
-        labels = _labels(model, request, request.items()[:1], origin[0])
+        labels = labels_of(model, request, request.items()[:1], origin[0])
         request.sampling.check_labels(labels, model.config)
         fps = _frame_rate(model, request, origin[0])
         if request.seconds is not None:
@@ -151,7 +152,7 @@ class _Run:
             fps=fps,
             start=start,
             settings=settings,
-            timer=_stopwatch(model.device) if request.profile else untimed,
+            timer=stopwatch(model.device) if request.profile else untimed,
         )
 
     def existing(self) -> dict[str, dict[str, Any]]:
@@ -266,7 +267,7 @@ class _Run:
         items = [job.item for job in jobs]
         states = [job.state for job in jobs if job.state is not None]
         stretch = self._stretch(jobs[0].state)
-        labels = _labels(self.model, self.request, items, self.origin[0])
+        labels = labels_of(self.model, self.request, items, self.origin[0])
         described = [self._description(item, labels, k) for k, item in enumerate(items)]
         start = state.join(states, self.model.device) if states else None
         given = None if start or not self.start else self.start.z.expand(len(items), -1, -1)
@@ -339,49 +340,9 @@ class _Run:
         return sidecars.describe(self.model, self.request, self.settings, self.origin, item, label)
 
 
-def _labels(
-    model: Model, request: SampleRequest, items: Sequence[Item], name: str
-) -> Tensor | None:
-    """Label of each of these videos, int64 [b]; None for a model that knows no classes.
-
-    Raises:
-        PvdmError: If the class asked for is not one of the model's.
-    """
-    classes = model.config.classes
-    if request.class_name is not None:
-        label = find_class(classes, request.class_name, name)
-        return torch.full((len(items),), label, device=model.device)
-    if not classes:
-        return None
-    drawn = [draw_class(len(classes), *item.keys[0]) for item in items]
-    return torch.tensor(drawn, device=model.device)
-
-
 def _frame_rate(model: Model, request: SampleRequest, name: str) -> float:
     """Return the frame rate asked for, or that of the videos the model was trained on."""
     fps = request.fps or model.fps
     if fps is None:
         raise PvdmError(f"{name} does not know the frame rate of its videos; give one with --fps")
     return float(fps)
-
-
-def _stopwatch(device: torch.device) -> Stopwatch:
-    """Return a stopwatch that waits for the device."""
-    if device.type == "cuda":
-        return Stopwatch(lambda: torch.cuda.synchronize(device))
-    return Stopwatch(torch.mps.synchronize if device.type == "mps" else lambda: None)
-
-
-def _profile(timer: Timer, seconds: float) -> dict[str, float]:
-    """Say where the time went; of parts inside others only what the others do not tell."""
-    if not isinstance(timer, Stopwatch):
-        return {}
-    spent = timer.seconds
-    network = spent.get("network", 0.0)
-    order = ("waiting for the writer", "pictures", "decoding", "pixels", "writing")
-    return {
-        "network": network,
-        "sampler": spent.get("drawing", 0.0) - network,
-        **{name: spent[name] for name in order if name in spent},
-        "whole run": seconds,
-    }

@@ -240,3 +240,13 @@ def test_a_killed_run_of_forty_makes_exactly_what_is_missing(
     for name in differ:
         again, once = (frames_of(where / f"{name}.npz") for where in (out, tmp_path / "whole"))
         assert np.abs(again.astype(int) - once).max() <= 1  # float rounding
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_length(plain: Path, tmp_path: Path) -> None:
+    peaks = []
+    for frames in ("128", "10000"):
+        words = command(plain, tmp_path / frames, "--frames", frames, "--steps", "2/1", "--json")
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+        peaks.append(json.loads(done.stdout)["peak_memory_bytes"])
+    assert peaks[1] < 1.05 * peaks[0]

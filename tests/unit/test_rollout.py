@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from loop_overhead import loop_seconds, network_seconds
 from tiny import CONFIG, tiny_model
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from pvdm_cli.diffusion.steps import SPACINGS, Spacing
 from pvdm_cli.errors import ModelError, PvdmError
 from pvdm_cli.guidance import predictor
 from pvdm_cli.latents import unflatten
-from pvdm_cli.model import Model
+from pvdm_cli.model import Model, load_model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.rollout import rollout, rollout_latents
 from pvdm_cli.runtime import generator
@@ -354,3 +355,14 @@ def test_a_model_without_a_denoiser_says_how_to_get_one() -> None:
     model = Model(CONFIG, Autoencoder(CONFIG))
     with pytest.raises(ModelError, match="autoencoder only"):
         rollout(model, 1, generators=generators(0))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "unipc"])
+def test_the_loop_costs_less_than_three_percent_of_the_network(sampler: Sampler) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = load_model("demo", "cpu")
+        assert loop_seconds(model, sampler) < 0.03 * network_seconds(model)
+    finally:
+        torch.set_num_threads(threads)
