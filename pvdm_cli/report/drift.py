@@ -25,7 +25,7 @@ PANELS = (
     Panel("latents: standard deviation", {"latent_std": "std"}),
     Panel("colours: distance to the first clip, 0 to 1", {"colour_distance": "distance"}),
     Panel(
-        "PSNR of neighbouring frames, dB",
+        "PSNR of neighbours, dB",
         {"psnr_inside": "inside clips", "psnr_border": "where clips meet"},
     ),
 )
