@@ -25,6 +25,7 @@ from pvdm_cli.demo import run_demo as demo
 from pvdm_cli.describe import Description, describe
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.environment import environment
+from pvdm_cli.errors import PvdmError
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
 from pvdm_cli.evaluation.inception import InceptionResult, measure_inception
 from pvdm_cli.evaluation.protocol import FvdRequest
@@ -34,7 +35,9 @@ from pvdm_cli.evaluation.reconstruction import (
     holdout_of,
     measure_reconstruction,
 )
-from pvdm_cli.generation import SampleRequest, SampleResult, generate
+from pvdm_cli.generation.drift import CLIPS as DRIFT_CLIPS
+from pvdm_cli.generation.request import QUALITY, STRENGTH, SampleRequest, SampleResult
+from pvdm_cli.generation.run import generate
 from pvdm_cli.inspection import PreviewResult, Verification
 from pvdm_cli.inspection import preview_cache as cache_preview
 from pvdm_cli.inspection import verify_cache as cache_verify
@@ -175,7 +178,8 @@ def sample(
     model: str | Path = "demo",
     out: str | Path = "samples",
     *,
-    frames: int = 128,
+    frames: int | None = None,
+    seconds: float | None = None,
     num: int = 1,
     steps: str = "100/20",
     sampler: Sampler = "ddim",
@@ -188,18 +192,37 @@ def sample(
     guidance_interval: str = "0,1",
     prefix_noise: float = 0.0,
     seed: int = 0,
-    batch_size: int = 4,
+    seeds: Sequence[int] = (),
+    between: tuple[int, int] | None = None,
+    prefix: str | Path | None = None,
+    keep_prefix: bool = False,
+    init: str | Path | None = None,
+    strength: float | None = None,
+    batch_size: int | None = None,
     format: str = "mp4",
+    quality: int = QUALITY,
     fps: float | None = None,
     grid: str | None = None,
+    columns: int | None = None,
+    sheet: int | None = None,
+    drift: bool = False,
+    profile: bool = False,
     checkpoint: Checkpoint | None = None,
     device: str = "auto",
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> SampleResult:
-    """Draw long videos; the same call again makes what is missing; see `generation.generate`."""
+    """Draw long videos; the same call again makes what is missing; see `generation.run.generate`.
+
+    What the options are is said in `generation.request.SampleRequest` and `sampling.Sampling`;
+    frames are 128 where neither they nor seconds are given, with drift as many as 64 clips have.
+    """
+    if frames is not None and seconds is not None:
+        raise PvdmError(f"--frames {frames} and --seconds {seconds:g}: give one of them")
     request = SampleRequest(
-        frames=frames,
+        frames=128 if frames is None else frames,
+        seconds=seconds,
+        clips=DRIFT_CLIPS if drift and frames is None and seconds is None else None,
         num=num,
         sampling=Sampling(
             steps=Steps.parse(steps),
@@ -211,13 +234,24 @@ def sample(
             class_guidance=class_guidance,
             guidance_interval=parse_interval(guidance_interval),
             prefix_noise=prefix_noise,
+            strength=(STRENGTH if init is not None else 1.0) if strength is None else strength,
         ),
         class_name=None if class_name is None else str(class_name),
         seed=seed,
+        seeds=tuple(seeds),
+        between=between,
+        prefix=None if prefix is None else str(prefix),
+        keep_prefix=keep_prefix,
+        init=None if init is None else str(init),
         batch_size=batch_size,
         format=format,
+        quality=quality,
         fps=fps,
         grid=grid,
+        columns=columns,
+        sheet=sheet,
+        drift=drift,
+        profile=profile,
         overwrite=overwrite,
     )
     request.check()  # before a large model is loaded

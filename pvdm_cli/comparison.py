@@ -12,7 +12,8 @@ from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
 from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.published import TABLE_1, Dataset
 from pvdm_cli.files import make_folder
-from pvdm_cli.generation import SampleRequest, generate
+from pvdm_cli.generation.request import SampleRequest
+from pvdm_cli.generation.run import generate
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
 

@@ -14,7 +14,8 @@ from pvdm_cli.benchmark.train import stepper
 from pvdm_cli.config import load_config
 from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.encoding import EncodeResult, encode_videos
-from pvdm_cli.generation import SampleRequest, SampleResult, generate
+from pvdm_cli.generation.request import SampleRequest, SampleResult
+from pvdm_cli.generation.run import generate
 from pvdm_cli.model import load_model
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.runs import run_training

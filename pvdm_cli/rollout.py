@@ -4,25 +4,33 @@ Axes: b videos, c latent channels, n flat latent length, s frames of a clip, H x
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pvdm_cli.diffusion.samplers import Bounds, Draw, OnStep, Predict
-from pvdm_cli.diffusion.schedule import Schedule
+from pvdm_cli.diffusion.samplers import Bounds, Draw, OnStep, Predict, noised
+from pvdm_cli.guidance import predictor, within
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
-from pvdm_cli.models.denoiser import NULL_CLASS, Denoiser
+from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.noise import Source, fill
 from pvdm_cli.sampling import PUBLISHED, Sampling
+from pvdm_cli.stopwatch import Timer, untimed
+
+
+class Position(NamedTuple):
+    """Where a roll-out stands after a clip: everything that the clips to come depend on."""
+
+    z: Tensor  # [b, c, n]: latents of the clip, in the denoiser's scale
+    noise: list[Tensor]  # state of each video's source of noise, uint8
 
 
 def rollout(
     model: Model,
     num_clips: int,
     *,
-    generators: Sequence[torch.Generator],
+    generators: Sequence[Source],
     sampling: Sampling = PUBLISHED,
     z_prefix: Tensor | None = None,
     labels: Tensor | None = None,
@@ -57,107 +65,162 @@ def rollout(
         labels=labels,
         on_step=on_step,
     )
-    return _decoded(model, latents)
+    return decoded(model, latents)
 
 
 def rollout_latents(
     model: Model,
     num_clips: int,
     *,
-    generators: Sequence[torch.Generator],
+    generators: Sequence[Source],
     sampling: Sampling = PUBLISHED,
     z_prefix: Tensor | None = None,
     labels: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
     """As `rollout`, without decoding: yield the latents z0 [b, c, n] of one clip after another."""
+    positions = rollout_positions(
+        model,
+        num_clips,
+        generators=generators,
+        sampling=sampling,
+        z_prefix=z_prefix,
+        labels=labels,
+        on_step=on_step,
+    )
+    return (latents_at(model, position) for position in positions)
+
+
+def rollout_positions(
+    model: Model,
+    num_clips: int,
+    *,
+    generators: Sequence[Source],
+    sampling: Sampling = PUBLISHED,
+    z_prefix: Tensor | None = None,
+    z_init: Tensor | None = None,
+    start: Position | None = None,
+    labels: Tensor | None = None,
+    on_step: OnStep | None = None,
+    timer: Timer = untimed,
+) -> Iterator[Position]:
+    """As `rollout_latents`, yielding where the roll-out stands after each clip.
+
+    Args:
+        model: As there, and so are the others that are not named here.
+        num_clips: Clips to draw.
+        generators: One per video.
+        sampling: Its strength says how much of z_init is noised away.
+        z_prefix: Latents [b, c, n] to continue.
+        z_init: Latents [b, c, n] that the first clip starts from, instead of from noise alone.
+        start: Position to go on from; the clips are those of a roll-out that never stopped.
+        labels: Class of each video.
+        on_step: Called after each step.
+        timer: Measures what is spent in the "network".
+    """
     model.require_denoiser("this model")
     assert model.config.diffusion is not None
     sampling.check(model.config.diffusion)
     if not generators:
         raise ValueError("no generators: one is needed per video")
+    if sum(each is not None for each in (z_prefix, z_init, start)) > 1:
+        raise ValueError("a roll-out has one start: z_prefix, z_init or a position")
     sampling.check_labels(labels, model.config)
-    return _clips(model, num_clips, generators, sampling, z_prefix, labels, on_step)
+    if start is not None:
+        for source, state in zip(generators, start.noise, strict=True):
+            source.set_state(state)
+    run = _Run(model, generators, sampling, labels, on_step, timer)
+    return run.clips(num_clips, z_prefix, z_init, start)
 
 
-@torch.inference_mode()
-def _clips(
-    model: Model,
-    num_clips: int,
-    generators: Sequence[torch.Generator],
-    sampling: Sampling,
-    z_prefix: Tensor | None,
-    labels: Tensor | None,
-    on_step: OnStep | None,
-) -> Iterator[Tensor]:
-    """Run Algorithm 1's outer loop."""
+def latents_at(model: Model, position: Position) -> Tensor:
+    """Latents z0 [b, c, n] of the clip at a position, in the autoencoder's scale."""
     denoiser, _ = model.require_denoiser("this model")
-    draw = noise_source(generators, model)
-    prefix = None if z_prefix is None else denoiser.normalise(z_prefix)
-    for _ in range(num_clips):
-        num_steps = sampling.steps.first if prefix is None else sampling.steps.following
-        if prefix is not None and sampling.prefix_noise:
-            prefix = prefix + sampling.prefix_noise * draw(0)
-        predict = _predict(model, prefix, labels, num_steps, sampling)
-        prefix = _sample(model, predict, draw, num_steps, sampling, on_step)
-        yield denoiser.denormalise(prefix)
+    with torch.inference_mode():
+        return denoiser.denormalise(position.z)
 
 
-def _predict(
-    model: Model,
-    prefix: Tensor | None,
-    labels: Tensor | None,
-    num_steps: int,
-    sampling: Sampling,
-) -> Predict:
-    """Bind what one clip is drawn from, guided where the settings say so."""
-    denoiser, schedule = model.require_denoiser("this model")
+class _Run:
+    """One roll-out: what all its clips share."""
 
-    def bound(guidance: float, class_guidance: float) -> Predict:
-        noise = sampling.prefix_noise
-        return predictor(denoiser, prefix, guidance, noise, labels, class_guidance)
+    def __init__(
+        self,
+        model: Model,
+        generators: Sequence[Source],
+        sampling: Sampling,
+        labels: Tensor | None,
+        on_step: OnStep | None,
+        timer: Timer,
+    ) -> None:
+        assert model.config.diffusion is not None
+        self.denoiser, self.schedule = model.require_denoiser("this model")
+        self.diffusion = model.config.diffusion
+        self.bounds = _bounds(model, self.denoiser) if self.diffusion.clamp else False
+        self.generators, self.draw = generators, noise_source(generators, model)
+        self.sampling, self.labels = sampling, labels
+        self.on_step, self.timer = on_step, timer
 
-    guided = bound(sampling.guidance, sampling.class_guidance)
-    if sampling.guided_everywhere:
-        return guided
-    return within(guided, bound(0.0, 0.0), _inside(sampling, schedule, num_steps))
+    @torch.inference_mode()
+    def clips(
+        self,
+        num_clips: int,
+        z_prefix: Tensor | None,
+        z_init: Tensor | None,
+        start: Position | None,
+    ) -> Iterator[Position]:
+        """Run Algorithm 1's outer loop."""
+        prefix = start.z if start else None
+        if z_prefix is not None:
+            prefix = self.denoiser.normalise(z_prefix)
+        for _ in range(num_clips):
+            if prefix is not None and self.sampling.prefix_noise:
+                prefix = prefix + self.sampling.prefix_noise * self.draw(0)
+            z = self._clip(prefix, z_init)
+            prefix, z_init = z, None
+            yield Position(z, [source.get_state() for source in self.generators])
+
+    def _clip(self, prefix: Tensor | None, z_init: Tensor | None) -> Tensor:
+        """Draw one clip's z0 [b, c, n], in the denoiser's scale, with the chosen sampler."""
+        first = prefix is None
+        z_start = self.draw(0)
+        if z_init is not None and self.sampling.strength < 1:
+            step = self.sampling.plan(self.schedule, first=True)[0]
+            z_start = noised(self.denoiser.normalise(z_init), z_start, step)
+        run = self.sampling.bind(self.draw, self.schedule, first=first)
+        return run(
+            self._predict(prefix),
+            z_start,
+            self.schedule,
+            clamp=self.bounds,
+            objective=self.diffusion.objective,
+            on_step=self.on_step,
+        )
+
+    def _predict(self, prefix: Tensor | None) -> Predict:
+        """Bind what one clip is drawn from, guided where the settings say so."""
+        sampling = self.sampling
+
+        def bound(guidance: float, class_guidance: float) -> Predict:
+            noise = sampling.prefix_noise
+            predict = predictor(self.denoiser, prefix, guidance, noise, self.labels, class_guidance)
+            return predict if self.timer is untimed else _timed(predict, self.timer)
+
+        guided = bound(sampling.guidance, sampling.class_guidance)
+        if sampling.guided_everywhere:
+            return guided
+        asked = sampling.asked(self.schedule, first=prefix is None)
+        inside = [sampling.guides(t, self.schedule) for t in asked]
+        return within(guided, bound(0.0, 0.0), inside)
 
 
-def _inside(sampling: Sampling, schedule: Schedule, num_steps: int) -> list[bool]:
-    """Say of each network call of a clip, in order, whether it is guided."""
-    return [sampling.guides(t, schedule) for t in sampling.asked(schedule, num_steps)]
+def _timed(predict: Predict, timer: Timer) -> Predict:
+    """Measure each call of the network."""
 
+    def timed(z_t: Tensor, t: Tensor) -> Tensor:
+        with timer("network"):
+            return predict(z_t, t)
 
-def within(guided: Predict, plain: Predict, inside: Sequence[bool]) -> Predict:
-    """Guide only some calls of a run (Kynkäänniemi et al. 2024); the others are not more batches.
-
-    Which ones follows from their order, known before: t is on the device and not waited for.
-    """
-    each = iter(inside)
-    return lambda z_t, t: (guided if next(each) else plain)(z_t, t)
-
-
-def _sample(
-    model: Model,
-    predict: Predict,
-    draw: Draw,
-    num_steps: int,
-    sampling: Sampling,
-    on_step: OnStep | None,
-) -> Tensor:
-    """Draw one clip's z0 [b, c, n], in the denoiser's scale, with the chosen sampler."""
-    (denoiser, schedule), config = model.require_denoiser("this model"), model.config.diffusion
-    assert config is not None
-    run = sampling.bind(draw, schedule, num_steps)
-    return run(
-        predict,
-        draw(0),
-        schedule,
-        num_steps=num_steps,
-        clamp=_bounds(model, denoiser) if config.clamp else False,
-        objective=config.objective,
-        on_step=on_step,
-    )
+    return timed
 
 
 def _bounds(model: Model, denoiser: Denoiser) -> Bounds:
@@ -167,98 +230,34 @@ def _bounds(model: Model, denoiser: Denoiser) -> Bounds:
     return denoiser.normalise(-ones), denoiser.normalise(ones)
 
 
-class Condition(NamedTuple):
-    """What the network is told beside z_t and t."""
-
-    z_prefix: Tensor | None = None  # [b, c, n]; None: the null prefix
-    prefix_noise: Tensor | None = None  # [b]
-    label: Tensor | None = None  # int64 [b]; None: a network that knows no classes, or the null one
-
-    def ask(self, denoiser: Denoiser, z_t: Tensor, t: Tensor) -> Tensor:
-        """Predict under this condition."""
-        more = {} if self.label is None else {"label": self.label}
-        return denoiser(z_t, t, self.z_prefix, self.prefix_noise, **more)
-
-
-def predictor(
-    denoiser: Denoiser,
-    z_prefix: Tensor | None,
-    guidance: float,
-    prefix_noise: float = 0.0,
-    label: Tensor | None = None,
-    class_guidance: float = 0.0,
-) -> Predict:
-    """Bind prefix and class, and guide on both: (method, section 4; Ho and Salimans 2022).
-
-    (1 + v + w) * prediction(prefix, class) - v * prediction(null, class) - w * prediction(prefix,
-    null class), v the guidance on the prefix and w that on the class. A term of weight 0 is left
-    out, as is v where there is no prefix; the others are one network call of so many batches. The
-    weights sum to 1, so it is the same for predictions of eps, x0 and v.
-    """
-    given = Condition(label=label)
-    terms: list[tuple[float, Condition]] = []
-    if z_prefix is not None:
-        level = z_prefix.new_full((len(z_prefix),), prefix_noise)
-        given = given._replace(z_prefix=z_prefix, prefix_noise=level)
-        null = given._replace(
-            z_prefix=torch.zeros_like(z_prefix), prefix_noise=torch.zeros_like(level)
-        )
-        terms.append((guidance, null))
-    if label is not None:
-        terms.append((class_guidance, given._replace(label=torch.full_like(label, NULL_CLASS))))
-    terms = [(weight, condition) for weight, condition in terms if weight]
-    if not terms:
-        return partial(given.ask, denoiser)
-    return partial(_guided, denoiser, given, terms)
-
-
-def _guided(
-    denoiser: Denoiser,
-    given: Condition,
-    terms: Sequence[tuple[float, Condition]],
-    z_t: Tensor,
-    t: Tensor,
-) -> Tensor:
-    """Ask under all conditions in one call and lead the prediction away from the terms'."""
-    conditions = [given, *(condition for _, condition in terms)]
-    k = len(conditions)
-    together = Condition(
-        *(
-            None if column[0] is None else torch.cat(column)
-            for column in zip(*conditions, strict=True)
-        )
-    )
-    first, *others = together.ask(denoiser, torch.cat(k * [z_t]), torch.cat(k * [t])).chunk(k)
-    weights = [weight for weight, _ in terms]
-    found = (1 + sum(weights)) * first
-    for weight, other in zip(weights, others, strict=True):
-        found = found - weight * other
-    return found
-
-
-def noise_source(generators: Sequence[torch.Generator], model: Model) -> Draw:
+def noise_source(generators: Sequence[Source], model: Model) -> Draw:
     """Return draw(k) -> N(0, I) [b, c, n], row i from generators[i], on the model's device."""
     latent, device = model.config.latent, model.device
+    shape, where = (len(generators), latent.c, latent.flat), generators[0].device
 
     def draw(k: int) -> Tensor:
-        rows = [
-            torch.randn(latent.c, latent.flat, generator=g, device=g.device) for g in generators
-        ]
-        return torch.stack(rows).to(device, non_blocking=True)
+        noise = torch.empty(shape, device=where)
+        for row, source in zip(noise, generators, strict=True):
+            fill(row, source)
+        return noise.to(device, non_blocking=True)
 
     return draw
 
 
 @torch.inference_mode()
-def _decoded(model: Model, latents: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Decode each latent when it comes; keep back the frames that the next clip shares."""
+def decoded(model: Model, latents: Iterator[Tensor], *, timer: Timer = untimed) -> Iterator[Tensor]:
+    """Decode each latent [b, c, n] when it comes; keep back the frames that the next clip shares.
+
+    Yields pixels x [b, 3, s, H, W] once for each latent, and once more for what was kept back.
+    """
     assert model.config.diffusion is not None
     overlap = model.config.diffusion.overlap
     shared: Tensor | None = None
     for z0 in latents:
-        x = model.autoencoder.decode(unflatten(z0, model.config.latent))
-        if overlap and shared is not None:
-            x = torch.cat([cross_fade(shared, x[:, :, :overlap]), x[:, :, overlap:]], dim=2)
+        with timer("decoding"):
+            x = model.autoencoder.decode(unflatten(z0, model.config.latent))
+            if overlap and shared is not None:
+                x = torch.cat([cross_fade(shared, x[:, :, :overlap]), x[:, :, overlap:]], dim=2)
         ready = x.shape[2] - overlap
         yield x[:, :, :ready]
         shared = x[:, :, ready:]

@@ -41,7 +41,8 @@ from pvdm_cli.training.players import Portion, Stage
 from pvdm_cli.training.starts import FILE as STARTS
 from pvdm_cli.training.starts import record_start
 from pvdm_cli.video.pixels import to_uint8
-from pvdm_cli.video.write import grid, write_video
+from pvdm_cli.video.sheets import grid
+from pvdm_cli.video.write import write_video
 
 # Keys that may change between one start of a run and the next: they do not change what is learned.
 HARMLESS = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from pvdm_cli.diffusion.solvers import (
     heun_sample,
     unipc_sample,
 )
-from pvdm_cli.diffusion.steps import SPACINGS, plan
+from pvdm_cli.diffusion.steps import SPACINGS, Step, plan
 from pvdm_cli.diffusion.steps import Spacing as Spacing
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.models.denoiser import NULL_CLASS
@@ -97,6 +97,8 @@ class Sampling:
         guidance_interval: Least and greatest share of the noise levels at which clips are guided.
         prefix_noise: Standard deviation of noise put on each prefix, of which the network is told:
             what it then draws depends less on the details, and so on the errors, of the clip before.
+        strength: Share of the noise levels that the first clip is drawn from, where it starts from
+            latents given instead of from noise alone.
     """
 
     steps: Steps = DEFAULT_STEPS
@@ -108,6 +110,7 @@ class Sampling:
     class_guidance: float = 0.0
     guidance_interval: tuple[float, float] = EVERYWHERE
     prefix_noise: float = 0.0
+    strength: float = 1.0
 
     def check(self, trained: DiffusionConfig) -> None:
         """Reject what a model trained so cannot do.
@@ -118,6 +121,8 @@ class Sampling:
         self._check_names()
         self._check_noise()
         self._check_interval()
+        if not 0 < self.strength <= 1:
+            raise PvdmError(f"--strength {self.strength}: expected a number above 0, at most 1")
         num_timesteps = trained.num_timesteps
         if max(self.steps) > num_timesteps or min(self.steps) < 1:
             raise PvdmError(
@@ -192,13 +197,17 @@ class Sampling:
                 "classes: draw one of them, with --class-guidance 0"
             )
 
-    def num_calls(self, num_clips: int) -> int:
-        """Network calls of a whole run; Heun's method asks twice in all steps but the last."""
-        return self._calls(self.steps.first) + (num_clips - 1) * self._calls(self.steps.following)
+    def num_calls(self, schedule: Schedule, num_clips: int, *, begun: bool = False) -> int:
+        """Network calls of a whole run; Heun's method asks twice in all steps but the last.
 
-    def _calls(self, num_steps: int) -> int:
-        """Network calls of one clip."""
-        return 2 * num_steps - 1 if self.sampler == "heun" else num_steps
+        Args:
+            schedule: That of the model.
+            num_clips: Clips to draw.
+            begun: The first of them continues another clip.
+        """
+        first = len(self.asked(schedule, first=True))
+        following = len(self.asked(schedule, first=False))
+        return num_clips * following + (first - following) * (num_clips > 0 and not begun)
 
     @property
     def guided_everywhere(self) -> bool:
@@ -210,19 +219,42 @@ class Sampling:
         low, high = self.guidance_interval
         return low <= (t + 1) / schedule.num_timesteps <= high
 
-    def asked(self, schedule: Schedule, num_steps: int) -> list[int]:
-        """Timesteps of one clip's network calls, in order."""
-        return asked(plan(schedule, num_steps, self.spacing), twice=self.sampler == "heun")
+    def plan(self, schedule: Schedule, *, first: bool) -> list[Step]:
+        """Steps of the first clip, or of each following one.
 
-    def bind(self, draw: Draw, schedule: Schedule, num_steps: int) -> Callable[..., Tensor]:
+        Raises:
+            PvdmError: If no step starts as low as the strength says.
+        """
+        strength = self.strength if first else 1.0
+        num_steps = self.steps.first if first else self.steps.following
+        steps = plan(schedule, num_steps, self.spacing, strength)
+        if not steps:
+            lowest = plan(schedule, num_steps, self.spacing)[-1].t + 1
+            raise PvdmError(
+                f"--strength {strength:g}: the last of {num_steps} steps starts at "
+                f"{lowest / schedule.num_timesteps:.3g} of the noise levels; give at least that, or "
+                "more --steps"
+            )
+        return steps
+
+    def asked(self, schedule: Schedule, *, first: bool) -> list[int]:
+        """Timesteps of one clip's network calls, in order."""
+        return asked(self.plan(schedule, first=first), twice=self.sampler == "heun")
+
+    def bind(self, draw: Draw, schedule: Schedule, *, first: bool) -> Callable[..., Tensor]:
         """Choose the sampler of a clip; what is left to give is common to all of them."""
+        num_steps = self.steps.first if first else self.steps.following
+        settings: dict[str, Any] = {
+            "num_steps": num_steps,
+            "spacing": self.spacing,
+            "strength": self.strength if first else 1.0,
+        }
         if self.sampler in SOLVERS:
-            return partial(SOLVERS[self.sampler], spacing=self.spacing)
+            return partial(SOLVERS[self.sampler], **settings)
         if self.sampler == "ddpm" or num_steps == schedule.num_timesteps:
-            variance = self.variance or "small"
-            return partial(ddpm_sample, draw=draw, spacing=self.spacing, variance=variance)
+            return partial(ddpm_sample, draw=draw, variance=self.variance or "small", **settings)
         eta = 1.0 if self.eta is None else self.eta
-        return partial(ddim_sample, draw=draw, spacing=self.spacing, eta=eta)
+        return partial(ddim_sample, draw=draw, eta=eta, **settings)
 
 
 PUBLISHED = Sampling()

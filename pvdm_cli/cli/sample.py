@@ -68,8 +68,14 @@ class GridFormat(StrEnum):
 def sample(
     model: ModelArg = "demo",
     frames: Annotated[
-        int, typer.Option(min=1, help="Frames of each video; the last clip is cut.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            min=1, help="Frames of each video, 128 by default; more lengthen what is there."
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of each video in seconds, instead of --frames.")
+    ] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many videos.")] = 1,
     out: OutOpt = Path("samples"),
     steps: Annotated[
@@ -127,12 +133,54 @@ def sample(
         ),
     ] = 0.0,
     seed: SeedOpt = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="A seed for each video, instead of --seed and --num."),
+    ] = None,
+    between: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="--num videos from that of seed A to that of seed B, by noise in between.",
+        ),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VIDEO|CACHE#ROW",
+            help="Continue this video (its last clip is encoded), or this clip of a latent cache.",
+        ),
+    ] = None,
+    keep_prefix: Annotated[
+        bool, typer.Option("--keep-prefix", help="Begin with the clip that is continued.")
+    ] = False,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VIDEO|CACHE#ROW",
+            help="Start the first clip from that of this video, noised by --strength.",
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="How much of --init is noised away: 0 nothing, 1 everything. By default 0.6.",
+        ),
+    ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Videos drawn at once; changes speed, not the videos.")
-    ] = 4,
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Videos drawn at once; changes speed, not the videos. auto: as many as fit.",
+        ),
+    ] = "auto",
     format_: Annotated[
         Format, typer.Option("--format", help="Kind of file; png is a folder of frames.")
     ] = (Format.mp4),
+    quality: Annotated[
+        int, typer.Option(min=0, max=100, help="Of mp4 and webp; 80 hides nearly all losses.")
+    ] = 80,
     fps: Annotated[
         float | None,
         typer.Option(min=0.001, max=1000, help="Frame rate; else that of the model's data."),
@@ -140,6 +188,27 @@ def sample(
     grid: Annotated[
         GridFormat | None, typer.Option(help="Also write all videos side by side, in this format.")
     ] = None,
+    columns: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos in a row of the grid; by default about square."),
+    ] = None,
+    sheet: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Also write sheet.png: every K-th frame of each video, a row for each.",
+        ),
+    ] = None,
+    drift: Annotated[
+        bool,
+        typer.Option(
+            "--drift",
+            help="Measure how clips change along the videos, of 64 clips by default: drift.json and "
+            "drift.svg.",
+        ),
+    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
     checkpoint: CheckpointOpt = None,
     device: DeviceOpt = "auto",
     overwrite: OverwriteOpt = False,
@@ -150,7 +219,8 @@ def sample(
     """Draw long videos, clip by clip, each clip continuing the one before (Algorithm 1).
 
     Video i depends on the seed, i and the settings alone: the same command again makes what is
-    missing, a larger --num adds to it. Frames are written as soon as their clip is ready.
+    missing, a larger --num adds to it, more --frames lengthen it. Frames are written as soon as
+    their clip is ready; Ctrl-C leaves videos that play, and the same command goes on with them.
 
     Examples:
         pvdm sample --frames 128
@@ -158,14 +228,20 @@ def sample(
         pvdm sample runs/sky --steps 200/200 --batch-size 8 --device cuda
         pvdm sample runs/sky --sampler dpm++ --steps 20/10
         pvdm sample runs/ucf101 --class YoYo --class-guidance 2 --num 4
+        pvdm sample runs/sky --prefix my-video.mp4 --keep-prefix --seconds 30
+        pvdm sample runs/sky --init my-video.mp4 --strength 0.5 --seeds 1,5,9
+        pvdm sample runs/sky --between 3,8 --num 9 --grid mp4 --columns 9 --sheet 16
+        pvdm sample runs/sky --drift --num 4 --out runs/sky/drift
         pvdm sample runs/sky --checkpoint 20000 --sampler ddpm --steps 1000 --format npz
     """
     from pvdm_cli import api
+    from pvdm_cli.generation.request import parse_batch_size, parse_pair, parse_seeds
 
     result = api.sample(
         model,
         out,
         frames=frames,
+        seconds=seconds,
         num=num,
         steps=steps,
         sampler=sampler.value,
@@ -178,10 +254,21 @@ def sample(
         guidance_interval=guidance_interval,
         prefix_noise=prefix_noise,
         seed=seed,
-        batch_size=batch_size,
+        seeds=parse_seeds(seeds, "--seeds") if seeds else (),
+        between=parse_pair(between) if between else None,
+        prefix=prefix,
+        keep_prefix=keep_prefix,
+        init=init,
+        strength=strength,
+        batch_size=parse_batch_size(batch_size),
         format=format_.value,
+        quality=quality,
         fps=fps,
         grid=grid.value if grid else None,
+        columns=columns,
+        sheet=sheet,
+        drift=drift,
+        profile=profile,
         checkpoint=checkpoint,
         device=device,
         overwrite=overwrite,
@@ -190,8 +277,11 @@ def sample(
     if as_json:
         render.print_json(_facts(result))
         return
-    for path in [*result.videos, *([result.grid] if result.grid else [])]:
+    pictures = [path for path in (result.grid, result.sheet, result.drift) if path]
+    for path in [*result.videos, *pictures]:
         typer.echo(path)
+    if result.profile:
+        _show_profile(result.profile)
     if not quiet:
         typer.echo(_summary(result), err=True)
 
@@ -202,14 +292,27 @@ def _facts(result: Any) -> dict[str, Any]:
         "out": str(result.out),
         "videos": [str(path) for path in result.videos],
         "made": result.made,
+        "continued": result.continued,
         "grid": None if result.grid is None else str(result.grid),
+        "sheet": None if result.sheet is None else str(result.sheet),
+        "drift": None if result.drift is None else str(result.drift),
         "frames": result.frames,
         "fps": result.fps,
         "seconds": result.seconds,
         "frames_per_second": result.frames_per_second,
         "peak_memory_bytes": result.peak_memory,
         "device": result.device,
+        "profile": result.profile,
     }
+
+
+def _show_profile(profile: dict[str, float]) -> None:
+    """Say where the time went; decoding and writing go on beside the drawing."""
+    whole = profile["whole run"]
+    rows = [(name, f"{s:.2f}", f"{s / whole:.1%}") for name, s in profile.items()]
+    render.print_table(
+        ("part", "seconds", "of the run"), rows, right=("seconds", "of the run"), stderr=True
+    )
 
 
 def _summary(result: Any) -> str:
@@ -218,8 +321,10 @@ def _summary(result: Any) -> str:
     if not result.made:
         return f"nothing to do: {found} of {found} videos are there already"
     memory = f", peak memory {result.peak_memory / 2**20:,.0f} MiB" if result.peak_memory else ""
+    longer = f", {result.continued} of them continued," if result.continued else ""
     return (
-        f"{result.made} x {result.frames} frames in {result.seconds:.1f} s on {result.device} "
+        f"{result.made} x {result.frames} frames{longer} in {result.seconds:.1f} s on "
+        f"{result.device} "
         f"({result.frames_per_second:.2f} frames/s{memory})"
         + (f"; {found} were there already" if found else "")
     )

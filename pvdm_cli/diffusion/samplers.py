@@ -41,6 +41,7 @@ def ddim_sample(
     clamp: bool | Bounds = True,
     objective: Objective = "eps",
     spacing: Spacing = "published",
+    strength: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample z0 with DDIM (Song et al. 2021, eq. 12); draw(k) gives the noise of step k.
@@ -50,7 +51,7 @@ def ddim_sample(
 
     Args:
         predict: Callable (z_t, t) -> what `objective` names, at the same shape.
-        z_T: Starting noise [b, c, n].
+        z_T: Starting noise [b, c, n]; below strength 1 a noised z0, see `noised`.
         schedule: Noise levels.
         num_steps: Steps N, at most T.
         eta: 0 is deterministic, 1 has the variance of ancestral sampling.
@@ -58,6 +59,7 @@ def ddim_sample(
         clamp: Clamp each predicted z0: True to [-1, 1], or to bounds of its own.
         objective: What `predict` returns: eps, x0, v or flow.
         spacing: Which timesteps are visited.
+        strength: Share of the noise levels the run starts from; see `steps.plan`.
         on_step: Called as (k, N) after each step.
 
     Returns:
@@ -71,7 +73,7 @@ def ddim_sample(
     if eta > 0 and draw is None:
         raise ValueError(f"eta={eta} needs draw, the noise of each step")
     z_t = z_T
-    for step in plan(schedule, num_steps, spacing):
+    for step in plan(schedule, num_steps, spacing, strength):
         prediction = ask(predict, z_t, step.t)
         z0 = x0_from(objective, prediction, z_t, step.signal, step.noise)
         z0 = clamped(z0, clamp)
@@ -99,6 +101,7 @@ def ddpm_sample(
     clamp: bool | Bounds = True,
     objective: Objective = "eps",
     spacing: Spacing = "published",
+    strength: float = 1.0,
     variance: Variance = "small",
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -110,13 +113,14 @@ def ddpm_sample(
 
     Args:
         predict: Callable (z_t, t) -> what `objective` names, at the same shape.
-        z_T: Starting noise [b, c, n].
+        z_T: Starting noise [b, c, n]; below strength 1 a noised z0, see `noised`.
         schedule: Noise levels.
         draw: Noise of step k in 1..N-1.
         num_steps: Steps N; all T when None.
         clamp: Clamp each predicted z0: True to [-1, 1], or to bounds of its own.
         objective: What `predict` returns: eps, x0, v or flow.
         spacing: Which timesteps are visited.
+        strength: Share of the noise levels the run starts from; see `steps.plan`.
         variance: small is that of q(z_next | z_t, z0), right where z0 is known; large is beta,
             right where z0 ~ N(0, I) (DDPM, Sec. 3.2).
         on_step: Called as (k, N) after each step.
@@ -129,7 +133,7 @@ def ddpm_sample(
     """
     num_steps = schedule.num_timesteps if num_steps is None else num_steps
     z_t = z_T
-    for step in plan(schedule, num_steps, spacing):
+    for step in plan(schedule, num_steps, spacing, strength):
         prediction = ask(predict, z_t, step.t)
         z0 = x0_from(objective, prediction, z_t, step.signal, step.noise)
         z0 = clamped(z0, clamp)
@@ -141,6 +145,11 @@ def ddpm_sample(
         if on_step is not None:
             on_step(step.k, num_steps)
     return z_t
+
+
+def noised(z0: Tensor, eps: Tensor, step: Step) -> Tensor:
+    """Noise z0 to where a step starts (DDPM eq. 4): the start of a run below strength 1."""
+    return step.signal * z0 + step.noise * eps
 
 
 def clamped(z0: Tensor, clamp: bool | Bounds) -> Tensor:

@@ -29,6 +29,7 @@ def euler_sample(
     clamp: bool | Bounds = True,
     objective: Objective = "eps",
     spacing: Spacing = "published",
+    strength: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample z0 with Euler's method along the straight path from z_T to z0 (Lipman et al. 2023).
@@ -38,12 +39,13 @@ def euler_sample(
 
     Args:
         predict: Callable (z_t, t) -> what `objective` names, at the same shape.
-        z_T: Starting noise [b, c, n].
+        z_T: Starting noise [b, c, n]; below strength 1 what `noised` makes.
         schedule: Noise levels.
         num_steps: Steps N, at most T.
         clamp: Clamp each predicted z0: True to [-1, 1], or to bounds of its own.
         objective: What `predict` returns: eps, x0, v or flow.
         spacing: Which timesteps are visited.
+        strength: Share of the noise levels the run starts from; see `steps.plan`.
         on_step: Called as (k, N) after each step.
 
     Returns:
@@ -53,7 +55,7 @@ def euler_sample(
         ValueError: If num_steps is not in 1..T.
     """
     z_t = z_T
-    for step in plan(schedule, num_steps, spacing):
+    for step in plan(schedule, num_steps, spacing, strength):
         z_t = jump(step, z_t, _z0(predict, z_t, step, objective, clamp))
         if on_step is not None:
             on_step(step.k, num_steps)
@@ -69,6 +71,7 @@ def heun_sample(
     clamp: bool | Bounds = True,
     objective: Objective = "eps",
     spacing: Spacing = "published",
+    strength: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample z0 with Heun's method along the straight path; arguments as of `euler_sample`.
@@ -77,14 +80,14 @@ def heun_sample(
     tau = noise / (signal + noise), the time of flow matching. Two calls a step but the last, which
     is Euler's: 2N - 1 calls, and on_step is called as (call, 2N - 1) after each.
     """
-    steps, z_t, calls = plan(schedule, num_steps, spacing), z_T, 0
+    steps, z_t, calls = plan(schedule, num_steps, spacing, strength), z_T, 0
     for step, after in zip(steps, [*steps[1:], None], strict=True):
         z0 = _z0(predict, z_t, step, objective, clamp)
-        calls = _told(on_step, calls, 2 * num_steps - 1)
+        calls = _told(on_step, calls, 2 * len(steps) - 1)
         z_next = jump(step, z_t, z0)
         if after is not None:
             change = _z0(predict, z_next, after, objective, clamp) - z0
-            calls = _told(on_step, calls, 2 * num_steps - 1)
+            calls = _told(on_step, calls, 2 * len(steps) - 1)
             z_next = jump(step, z_t, z0 + _tau(step) / (2 * _tau(after)) * change)
         z_t = z_next
     return z_t
@@ -99,6 +102,7 @@ def dpmpp_sample(
     clamp: bool | Bounds = True,
     objective: Objective = "eps",
     spacing: Spacing = "published",
+    strength: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample z0 with DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); arguments as of `euler_sample`.
@@ -109,7 +113,7 @@ def dpmpp_sample(
     z_t = z_T
     before: Step | None = None
     z0_before: Tensor | None = None
-    for step in plan(schedule, num_steps, spacing):
+    for step in plan(schedule, num_steps, spacing, strength):
         z0 = _z0(predict, z_t, step, objective, clamp)
         z_t = jump(step, z_t, _carried_on(step, before, z0, z0_before))
         before, z0_before = step, z0
@@ -127,6 +131,7 @@ def unipc_sample(
     clamp: bool | Bounds = True,
     objective: Objective = "eps",
     spacing: Spacing = "published",
+    strength: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample z0 with UniPC of order 2, B2 (Zhao et al. 2023, algorithms 1, 2); see `euler_sample`.
@@ -138,7 +143,7 @@ def unipc_sample(
     before: Step | None = None
     z0_before: Tensor | None = None
     correct: _Corrector | None = None
-    for step in plan(schedule, num_steps, spacing):
+    for step in plan(schedule, num_steps, spacing, strength):
         z0 = _z0(predict, z_t, step, objective, clamp)
         if correct is not None:
             z_t = correct(z0)

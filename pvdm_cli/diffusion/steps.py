@@ -69,8 +69,17 @@ def _log_snr(abar: float) -> float:
     return (math.log(abar) - math.log1p(-abar)) / 2
 
 
-def plan(schedule: Schedule, num_steps: int, spacing: Spacing = "published") -> list[Step]:
+def plan(
+    schedule: Schedule, num_steps: int, spacing: Spacing = "published", strength: float = 1.0
+) -> list[Step]:
     """List the steps of a run.
+
+    Args:
+        schedule: Noise levels.
+        num_steps: Steps N of a whole run, k = 1..N.
+        spacing: Which timesteps are visited.
+        strength: Only the steps that start from at most this share of the T noise levels: the last
+            part of a run, for a start that is not all noise (Meng et al. 2022).
 
     Raises:
         ValueError: If num_steps is not in 1..T, or there is no such spacing.
@@ -83,6 +92,7 @@ def plan(schedule: Schedule, num_steps: int, spacing: Spacing = "published") -> 
     return [
         Step(k, t, abar[t], abar[t_next] if t_next >= 0 else 1.0)
         for k, (t, t_next) in enumerate(pairwise(visited), start=1)
+        if t + 1 <= strength * len(abar)
     ]
 
 

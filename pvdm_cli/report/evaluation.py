@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pvdm_cli.report.chart import Curve, Look, draw
 from pvdm_cli.report.curves import swatch
+from pvdm_cli.report.drift import TITLES
 from pvdm_cli.report.markup import Child, Markup, table, tag
 from pvdm_cli.report.records import Facts, Record, flat
 from pvdm_cli.report.scales import figure
@@ -137,8 +138,8 @@ def drift(records: Sequence[Record]) -> list[Markup]:
     cards = [
         tag(
             "figure",
-            tag("figcaption", tag("b", name)),
-            draw(found, Look(name, along=along), f"drift-{k}"),
+            tag("figcaption", tag("b", TITLES.get(name, name))),
+            draw(found, Look(TITLES.get(name, name), along=along), f"drift-{k}"),
             [tag("p", swatch(curve), class_="legend") for curve in found],
         )
         for k, ((name, along), found) in enumerate(curves.items())
@@ -166,8 +167,9 @@ def _columns(rows: list[Any], name: str) -> Iterator[tuple[str, str, Series]]:
     """Yield the columns of a list of rows, over the one that says where."""
     over = next((key for key in SCALES if all(_number(row.get(key)) for row in rows)), None)
     steps = [int(row[over]) if over else i for i, row in enumerate(rows, start=1)]
-    for key in rows[0]:
-        if key != over and all(_number(row.get(key)) for row in rows):
-            pairs = zip(steps, rows, strict=True)
-            series = [Point(step, float(row[key])) for step, row in pairs]
+    for key in dict.fromkeys(key for row in rows for key in row):
+        pairs = zip(steps, rows, strict=True)
+        series = [Point(step, float(row[key])) for step, row in pairs if _number(row.get(key))]
+        others = {type(row[key]) for row in rows if row.get(key) is not None}
+        if key != over and len(series) > 1 and others <= {int, float}:  # the first may have none
             yield f"{name}.{key}", over or "number", series

@@ -31,7 +31,7 @@ class Record:
         provenance: What the newest checkpoint says of its origin.
         starts: One entry for each start: command, device, environment.
         evaluations: Lines of all `metric-*.jsonl` in the run folder and the folders in it.
-        drift: Content of `drift.json`.
+        drift: Content of `drift.json`, in the run or in a folder of its videos.
         written: When the last line of metrics was written, in seconds since 1970.
         notes: What could not be read, each in a sentence.
     """
@@ -103,7 +103,9 @@ def read_record(path: Path, name: str) -> Record:
     for file in [*sorted(path.glob("metric-*.jsonl")), *sorted(path.glob("*/metric-*.jsonl"))]:
         named = file.stem.removeprefix("metric-")
         record.evaluations += [{"file": named, **line} for line in _lines(file, record.notes)]
-    record.drift = _json(path / "drift.json", record.notes)
+    drifts = [path / "drift.json", *sorted(path.glob("*/drift.json"))]
+    measured = next((file for file in drifts if file.is_file()), drifts[0])
+    record.drift = _json(measured, record.notes)
     return record
 
 

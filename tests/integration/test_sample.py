@@ -13,9 +13,10 @@ import torch
 from tiny import CONFIG, tiny_model
 from typer.testing import CliRunner
 
-from pvdm_cli import api, generation
+from pvdm_cli import api
 from pvdm_cli.cli.app import app
 from pvdm_cli.errors import PvdmError
+from pvdm_cli.generation.request import FORMATS
 from pvdm_cli.model import save_model
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import Silent
@@ -59,7 +60,7 @@ def test_a_video_has_the_frames_size_and_rate_asked_for(model: Path, tmp_path: P
     assert leftovers(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("kind", generation.FORMATS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_holds_every_frame(model: Path, tmp_path: Path, kind: str) -> None:
     result = api.sample(model, tmp_path, format=kind, **QUICK)
     assert frames_of(result.videos[0]).shape == (10, 16, 24, 3)
@@ -161,7 +162,8 @@ def test_other_settings_are_refused_by_name_and_overwrite_replaces(
     assert told in str(caught.value)
     result = api.sample(model, tmp_path, overwrite=True, **{**QUICK, **change})
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == sorted(["mine.txt", "video-00000.json", result.videos[0].name])
+    assert names == sorted(["mine.txt", "state", "video-00000.json", result.videos[0].name])
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["video-00000.safetensors"]
 
 
 def test_another_model_is_another_setting(model: Path, tmp_path: Path) -> None:
@@ -172,32 +174,6 @@ def test_another_model_is_another_setting(model: Path, tmp_path: Path) -> None:
     save_model(other, tmp_path / "other")
     with pytest.raises(PvdmError, match="denoiser"):
         api.sample(tmp_path / "other", tmp_path / "out", **QUICK)
-
-
-class StopAt(Silent):
-    """Interrupts at a network step."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def advance(self, by: int = 1, **figures: object) -> None:
-        self.left -= by
-        if not self.left:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_run_leaves_whole_videos_only_and_continues(
-    model: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(KeyboardInterrupt):  # 8 steps a video: in the second one
-        api.sample(model, tmp_path, num=3, batch_size=1, reporter=StopAt(14), **QUICK)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "video-00000.json",
-        "video-00000.mp4",
-    ]
-    again = api.sample(model, tmp_path, num=3, **QUICK)
-    assert again.made == 2
-    assert frames_of(again.videos[1]).shape[0] == 10
 
 
 def test_frames_reach_the_file_as_soon_as_their_clip_is_ready(
@@ -216,10 +192,13 @@ def test_frames_reach_the_file_as_soon_as_their_clip_is_ready(
         write_frames(self, frames)
 
     monkeypatch.setattr(write.Writer, "write", noted)
-    api.sample(model, tmp_path, reporter=Steps(), **QUICK)
-    assert events == [
-        *["step"] * 4, "4 frames", *["step"] * 2, "4 frames", *["step"] * 2, "2 frames",
-    ]  # fmt: skip
+    api.sample(model, tmp_path, reporter=Steps(), **{**QUICK, "frames": 28})
+    steps = [place for place, event in enumerate(events) if event == "step"]
+    frames = [place for place, event in enumerate(events) if event == "4 frames"]
+    first_steps = [steps[k] for k in (0, *range(4, 16, 2))]
+    assert (len(frames), len(steps)) == (7, 16)
+    for clip, written in enumerate(frames[:4]):  # one is written, one waits, one is drawn
+        assert written < first_steps[clip + 3]
 
 
 @pytest.mark.parametrize("kind", ["gif", "mp4"])

@@ -12,8 +12,8 @@ from pvdm_cli.data.cache import ClipRows
 from pvdm_cli.data.cache_format import Manifest
 from pvdm_cli.diffusion.objective import drop_labels
 from pvdm_cli.errors import DataError, PvdmError
+from pvdm_cli.guidance import predictor
 from pvdm_cli.models.denoiser import NULL_CLASS, Denoiser
-from pvdm_cli.rollout import predictor
 from pvdm_cli.runtime import generator
 from pvdm_cli.sampling import Sampling
 from pvdm_cli.training.diffusion import DiffusionStage, labels_of

@@ -4,16 +4,18 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from loop_overhead import loop_seconds, network_seconds
 from tiny import CONFIG, tiny_model
 from torch import Tensor, nn
 
 from pvdm_cli.diffusion.samplers import ddim_sample, ddpm_sample
 from pvdm_cli.diffusion.steps import SPACINGS, Spacing
 from pvdm_cli.errors import ModelError, PvdmError
+from pvdm_cli.guidance import predictor
 from pvdm_cli.latents import unflatten
-from pvdm_cli.model import Model
+from pvdm_cli.model import Model, load_model
 from pvdm_cli.models.autoencoder import Autoencoder
-from pvdm_cli.rollout import predictor, rollout, rollout_latents
+from pvdm_cli.rollout import rollout, rollout_latents
 from pvdm_cli.runtime import generator
 from pvdm_cli.sampling import SAMPLERS, Sampler, Sampling, Steps, parse_interval
 
@@ -100,7 +102,9 @@ def test_each_clip_is_asked_once_per_step_and_sees_the_clip_before(sampler: str)
     assert all(prefix is first for prefix in prefixes[5:8])
     assert all(prefix is second for prefix in prefixes[8:])
     assert third.shape == (2, 4, CONFIG.latent.flat)
-    assert Sampling(steps=Steps(5, 3)).num_calls(3) == len(denoiser.calls)
+    assert model.schedule is not None
+    foretold = Sampling(steps=Steps(5, 3)).num_calls(model.schedule, 3)
+    assert foretold == len(denoiser.calls)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -119,9 +123,9 @@ def test_the_calls_are_those_foretold_in_number_and_order(
         on_step=lambda *call: told.append(call),
     )
     assert all(clip.isfinite().all() for clip in clips)
-    assert len(denoiser.calls) == len(told) == settings.num_calls(2)
     assert model.schedule is not None
-    foretold = [t for count in steps for t in settings.asked(model.schedule, count)]
+    assert len(denoiser.calls) == len(told) == settings.num_calls(model.schedule, 2)
+    foretold = [t for first in (True, False) for t in settings.asked(model.schedule, first=first)]
     assert [int(call.t[0]) for call in denoiser.calls] == foretold
 
 
@@ -351,3 +355,14 @@ def test_a_model_without_a_denoiser_says_how_to_get_one() -> None:
     model = Model(CONFIG, Autoencoder(CONFIG))
     with pytest.raises(ModelError, match="autoencoder only"):
         rollout(model, 1, generators=generators(0))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "unipc"])
+def test_the_loop_costs_less_than_three_percent_of_the_network(sampler: Sampler) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = load_model("demo", "cpu")
+        assert loop_seconds(model, sampler) < 0.03 * network_seconds(model)
+    finally:
+        torch.set_num_threads(threads)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.video.read import probe, read
-from pvdm_cli.video.write import exact_rate, grid, open_writer, write_video
+from pvdm_cli.video.sheets import grid
+from pvdm_cli.video.write import exact_rate, open_writer, write_video
 
 
 def smooth(s: int, height: int, width: int) -> NDArray[np.uint8]:
