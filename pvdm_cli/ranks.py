@@ -7,10 +7,13 @@ it is used, so that a process can ask cheaply whether it is alone.
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from itertools import repeat, takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 from pvdm_cli.errors import PvdmError
@@ -97,14 +100,14 @@ class Ranks:
         """Share out the numbers below `total`: each goes to the process that asks next.
 
         Args:
-            name: Of this piece of work: each has a count of its own.
+            name: Of this piece of work; all processes do the pieces of one name in the same order.
             total: How many numbers there are.
         """
         if self.store is None:
-            yield from range(total)
-            return
-        while (number := self.store.add(name, 1) - 1) < total:
-            yield number
+            return iter(range(total))
+        _pieces[name] += 1
+        add = partial(self.store.add, f"{name}/{_pieces[name]}", 1)
+        return takewhile(lambda number: number < total, (add() - 1 for _ in repeat(None)))
 
     def says(self, text: str) -> bool:
         """Whether this process is the one to say a line that several may want to say."""
@@ -131,6 +134,7 @@ class Ranks:
 
 
 _here = Ranks()
+_pieces: Counter[str] = Counter()  # pieces of work of one name so far
 
 
 def here() -> Ranks:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pvdm_cli.cli import render
+from pvdm_cli.cli import launch, render
+from pvdm_cli.cli.launch import NnodesOpt, NprocOpt, RdzvOpt, RestartsOpt
 from pvdm_cli.cli.options import (
     CheckpointOpt,
     DebugOpt,
@@ -18,6 +19,7 @@ from pvdm_cli.cli.options import (
     QuietOpt,
     SeedOpt,
 )
+from pvdm_cli.ranks import here
 
 
 class Sampler(StrEnum):
@@ -211,6 +213,10 @@ def sample(
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
     checkpoint: CheckpointOpt = None,
     device: DeviceOpt = "auto",
+    nproc_per_node: NprocOpt = None,
+    nnodes: NnodesOpt = "1",
+    rdzv_endpoint: RdzvOpt = None,
+    max_restarts: RestartsOpt = 3,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -231,12 +237,15 @@ def sample(
         pvdm sample runs/sky --prefix my-video.mp4 --keep-prefix --seconds 30
         pvdm sample runs/sky --init my-video.mp4 --strength 0.5 --seeds 1,5,9
         pvdm sample runs/sky --between 3,8 --num 9 --grid mp4 --columns 9 --sheet 16
+        pvdm sample runs/sky --num 2048 --format npz --out drawn --nproc-per-node gpu
         pvdm sample runs/sky --drift --num 4 --out runs/sky/drift
         pvdm sample runs/sky --checkpoint 20000 --sampler ddpm --steps 1000 --format npz
     """
+    launch.hand_over(nproc_per_node, nnodes, rdzv_endpoint, max_restarts)
     from pvdm_cli import api
     from pvdm_cli.generation.request import parse_batch_size, parse_pair, parse_seeds
 
+    reporter = render.reporter(quiet)
     result = api.sample(
         model,
         out,
@@ -272,7 +281,7 @@ def sample(
         checkpoint=checkpoint,
         device=device,
         overwrite=overwrite,
-        reporter=render.reporter(quiet),
+        reporter=reporter,
     )
     if as_json:
         render.print_json(_facts(result))
@@ -280,10 +289,9 @@ def sample(
     pictures = [path for path in (result.grid, result.sheet, result.drift) if path]
     for path in [*result.videos, *pictures]:
         typer.echo(path)
-    if result.profile:
+    if result.profile and here().main:
         _show_profile(result.profile)
-    if not quiet:
-        typer.echo(_summary(result), err=True)
+    reporter.say(_summary(result))
 
 
 def _facts(result: Any) -> dict[str, Any]:

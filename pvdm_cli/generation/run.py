@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from pvdm_cli.generation.starts import Start, find_start
 from pvdm_cli.generation.state import State
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here
 from pvdm_cli.rollout import latents_at, rollout_positions
 from pvdm_cli.runtime import peak_memory, reset_peak_memory
 from pvdm_cli.stopwatch import Timer, untimed
@@ -62,24 +64,20 @@ def generate(
     """
     run = _Run.of(model, out, request, origin, reporter)
     request = run.request
-    make_folder(out)
-    if request.overwrite:
-        sidecars.clear(out)
-    items = request.items()
-    sidecars.sweep(out, {item.name for item in items})
+    items, ranks = request.items(), here()
+    ranks.first(partial(_prepare, out, items, request.overwrite))
     jobs = run.jobs(items)
+    ranks.barrier()  # all have seen the same folder
     reset_peak_memory(model.device)
     started = time.perf_counter()
     try:
         run.draw(jobs)
     finally:
         reporter.done()
+    frames_drawn = sum(ranks.gather(run.frames_drawn))
     videos = [sidecars.video_path(out, item, request.format) for item in items]
     with run.timer("pictures"):
-        grid = pictures.write_grid(out, videos, request, run.fps) if request.grid else None
-        sheet = pictures.write_sheet(out, videos, request.sheet) if request.sheet else None
-        found = run.existing() if request.drift else {}
-        drifted = drift.write_drift(out, [found[item.name] for item in items]) if found else None
+        grid, sheet, drifted = ranks.first(partial(run.show, items, videos))
     seconds = time.perf_counter() - started
     return SampleResult(
         out=out,
@@ -90,13 +88,21 @@ def generate(
         sheet=sheet,
         drift=drifted,
         frames=request.frames,
-        frames_drawn=run.frames_drawn,
+        frames_drawn=frames_drawn,
         fps=run.fps,
         seconds=seconds,
         peak_memory=peak_memory(model.device),
         device=str(model.device),
         profile=profile(run.timer, seconds),
     )
+
+
+def _prepare(out: Path, items: Sequence[Item], overwrite: bool) -> None:
+    """Make the folder, and clear away what is not to stay in it."""
+    make_folder(out)
+    if overwrite:
+        sidecars.clear(out)
+    sidecars.sweep(out, {item.name for item in items})
 
 
 @dataclass
@@ -213,20 +219,34 @@ class _Run:
             there=found.frames if found else 0,
         )
 
+    def show(
+        self, items: Sequence[Item], videos: Sequence[Path]
+    ) -> tuple[Path | None, Path | None, Path | None]:
+        """Write what is made of all videos together: grid, contact sheet, drift."""
+        request = self.request
+        grid = pictures.write_grid(self.out, videos, request, self.fps) if request.grid else None
+        sheet = pictures.write_sheet(self.out, videos, request.sheet) if request.sheet else None
+        found = self.existing() if request.drift else {}
+        described = [found[item.name] for item in items] if found else []
+        return grid, sheet, drift.write_drift(self.out, described) if found else None
+
     def draw(self, jobs: Sequence[Job]) -> None:
-        """Draw all jobs, as many at once as asked for or as fit."""
-        size = self.request.batch_size or LARGEST.get(self.model.device.type, 8)
+        """Draw all jobs, as many at once as asked for or as fit; processes take turns by batches."""
+        ranks = here()
+        largest = LARGEST.get(self.model.device.type, 8)
+        size = self.request.batch_size or max(1, min(largest, -(-len(jobs) // ranks.size)))
         batches = self._batches(jobs, size)
         self._announce(batches)
-        while batches:
-            try:
-                self._draw_batch(batches[0])
-            except torch.OutOfMemoryError as error:
-                size = self._smaller(len(batches[0]), error)
-                batches = self._batches([job for batch in batches for job in batch], size)
-                self._announce(batches)
-            else:
-                del batches[0]
+        for number in ranks.tickets("sampling", len(batches)):
+            left = self._batches(batches[number], size)
+            while left:
+                try:
+                    self._draw_batch(left[0])
+                except torch.OutOfMemoryError as error:
+                    size = self._smaller(len(left[0]), error)
+                    left = self._batches([job for batch in left for job in batch], size)
+                else:
+                    del left[0]
 
     def _batches(self, jobs: Sequence[Job], size: int) -> list[list[Job]]:
         """Group videos that stand at the same clip and are neighbours in the run.
@@ -241,14 +261,14 @@ class _Run:
         return [list(group) for _, group in groupby(sorted(jobs, key=key), key)]
 
     def _announce(self, batches: Sequence[Sequence[Job]]) -> None:
-        """Tell how many network steps are to come."""
+        """Tell about how many network steps are to come to each process."""
         _, schedule = self.model.require_denoiser(self.origin[0])
         begun = [self._stretch(batch[0].state).clips for batch in batches]
         calls = [
             self.request.sampling.num_calls(schedule, self._clips - clips, begun=bool(clips))
             for clips in begun
         ]
-        self.reporter.start("sampling", total=sum(calls), unit="step")
+        self.reporter.start("sampling", total=-(-sum(calls) // here().size), unit="step")
 
     def _smaller(self, size: int, error: torch.OutOfMemoryError) -> int:
         """Halve a batch that did not fit, unless it was asked for."""
