@@ -11,13 +11,12 @@ from typing import Any, Literal
 from pvdm_cli.benchmark.sample import SampleBench, bench_sample
 from pvdm_cli.benchmark.train import TrainBench, bench_train, fitting_batch
 from pvdm_cli.comparison import Comparison, compare
-from pvdm_cli.config import load_config
+from pvdm_cli.config import AS_STORED, Policy, Selection, load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
-from pvdm_cli.data.catalog import find_videos
-from pvdm_cli.data.labels import label_videos
+from pvdm_cli.data.selection import ALL, select
 from pvdm_cli.decoding import DecodeResult, decode_cache
 from pvdm_cli.demo import DemoResult
 from pvdm_cli.demo import estimate_hours as demo_hours
@@ -32,8 +31,8 @@ from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.reconstruction import (
     ReconstructionResult,
     Split,
-    holdout_of,
     measure_reconstruction,
+    run_config,
 )
 from pvdm_cli.generation import SampleRequest, SampleResult, generate
 from pvdm_cli.model import Checkpoint, Model, load_model
@@ -93,7 +92,11 @@ def encode(
     *,
     autoencoder: str = "demo",
     labels: str | Path | None = None,
+    selection: Selection = ALL,
+    holdout: float | None = None,
     window_stride: int | None = None,
+    frame_stride: int | None = None,
+    policy: Policy = AS_STORED,
     batch_size: int = 8,
     precision: str = "fp32",
     strict: bool = False,
@@ -104,20 +107,23 @@ def encode(
     device: str = "auto",
     reporter: Reporter = SILENT,
 ) -> EncodeResult:
-    """Encode a folder of videos into a latent cache; see `encoding.encode_videos`.
+    """Encode a data set into a latent cache; see `encoding.encode_videos`.
 
-    Classes come from `labels`, see `data.labels.label_videos`.
+    Which videos are taken, and their classes: see `data.selection.select`.
     """
-    sources = find_videos(videos)
-    labelled = None if labels is None else label_videos(sources, labels, strict=strict)
+    found = select(
+        videos, selection, holdout=holdout, labels=labels, strict=strict, flip=policy.flip
+    )
     model = load_model(autoencoder, device)
     if overwrite:
         discard_cache(out)
     return encode_videos(
         model,
-        labelled.sources if labelled else sources,
+        found.sources,
         out,
         window_stride=window_stride,
+        frame_stride=frame_stride,
+        policy=policy,
         batch_size=batch_size,
         precision=precision,
         strict=strict,
@@ -126,7 +132,8 @@ def encode(
         shard_seconds=shard_seconds,
         reporter=reporter,
         hints=(autoencoder, str(videos)),
-        labelled=labelled,
+        origin={"selection": selection, "holdout": holdout},
+        labelled=found,
     )
 
 
@@ -347,13 +354,16 @@ def eval_reconstruction(
 ) -> ReconstructionResult:
     """Measure how well an autoencoder gives clips back; see `evaluation.reconstruction`."""
     found = load_model(model, device, checkpoint)
+    run = run_config(Path(model))
     return measure_reconstruction(
         found,
         str(model),
         Path(data),
         split_name=split,
-        holdout=holdout_of(Path(model)) if holdout is None else holdout,
+        holdout=run.data.holdout if holdout is None else holdout,
         num=num,
+        selection=run.data,
+        policy=run.policy,
         reporter=reporter,
     )
 

@@ -76,12 +76,14 @@ class CacheWriter:
         rank: int = 0,
         autoencoder: str | None = None,
         source: str | None = None,
+        **origin: object,
     ) -> None:
+        """Take keys of the manifest about where the videos came from as `origin`."""
         self.path = path
         self._identity = identity
         self._shard_bytes, self._shard_seconds = shard_bytes, shard_seconds
         self._rank = rank
-        self._hints = {"autoencoder": autoencoder, "source": source}
+        self._hints = {"autoencoder": autoencoder, "source": source, **origin}
         self._journal = Journal(path, rank)
         self._held = Contents(path, identity)
         self._open_z: list[Latents] = []
@@ -228,7 +230,7 @@ class CacheWriter:
         mean, std = moments(shards, self._identity.shape)
         self._write_manifest(
             complete=True,
-            fps=float(np.median(rates)) / self._identity.clip.frame_stride if rates else None,
+            fps=self._identity.clip_rate(rates),
             mean=mean.tolist(),
             std=std.tolist(),
             videos=len(rows) - len(self.skipped),

@@ -1,9 +1,10 @@
 """Decode video files with FFmpeg (through PyAV): upright RGB frames, one at a time."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 
 from pvdm_cli.errors import VideoError
 from pvdm_cli.video.stills import flatten_alpha
+from pvdm_cli.video.timing import SLACK
 
 # More threads cost memory and start-up for little gain on the clips that are usual here.
 MAX_THREADS = 4
+SEEK_FROM = 10.0  # seconds that are decoded in vain rather than jumped over
 
 
 class Header(NamedTuple):
@@ -84,41 +87,66 @@ def header(path: Path) -> Header:
         )
 
 
-def count(path: Path) -> int:
-    """Count the frames by decoding them all.
-
-    Raises:
-        VideoError: As `frames`.
-    """
-    with open_video(path) as (container, stream):
-        return sum(1 for _ in _decoded(container, stream, path))
-
-
 def frames(
-    path: Path, *, start: int = 0, stride: int = 1, keep_partial: bool = False
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield every stride-th frame from start on, upright, uint8 [H, W, 3].
+    path: Path, *, since: float = 0, keep_partial: bool = False
+) -> Iterator[tuple[float | None, Callable[[], NDArray[np.uint8]]]]:
+    """Yield for every frame the seconds since the beginning and what converts it.
 
-    Colours are converted as FFmpeg does: by the stream's matrix (BT.601 if it names none) and
-    range.
+    Converted, a frame is upright, uint8 [H, W, 3]. Colours are converted as FFmpeg does: by the
+    stream's matrix (BT.601 if it names none) and range.
+
+    Args:
+        path: Any container FFmpeg knows.
+        since: Frames that begin earlier need not come.
+        keep_partial: End quietly at a decode error, after the frames before it.
 
     Raises:
         VideoError: If the file cannot be opened, breaks off, or a frame is damaged; with
             keep_partial only if no frame at all comes before that.
     """
     reformatter = VideoReformatter()
+    zero: float | None = None
     number = -1
     with open_video(path, frame_threads=not keep_partial) as (container, stream):
+        if stream.start_time is not None and stream.time_base is not None:
+            zero = float(stream.start_time * stream.time_base)
+        sought = _seek(container, stream, since)
         try:
-            for number, frame in enumerate(_decoded(container, stream, path)):
-                if number >= start and (number - start) % stride == 0:
-                    yield _upright_rgb(frame, reformatter, path)
+            for number, frame in enumerate(_decoded(container, stream, path, sought)):
+                time = _time(frame)
+                if time is None and stream.average_rate:
+                    time = number / float(stream.average_rate)
+                if zero is None:
+                    zero = time
+                seconds = None if time is None or zero is None else time - zero
+                yield seconds, partial(_upright_rgb, frame, reformatter, path)
         except VideoError:
             if not keep_partial or number < 0:
                 raise
             return
-    if number < 0:
+    if number < 0 and not sought:
         raise VideoError(f"{path}: not one frame can be decoded")
+
+
+def _time(frame: VideoFrame) -> float | None:
+    """When a frame is shown, in seconds of the stream's clock."""
+    if frame.pts is None or frame.time_base is None:
+        return None
+    return float(frame.pts * frame.time_base)
+
+
+def _seek(container: InputContainer, stream: VideoStream, since: float) -> float:
+    """Go to the last key frame before a late beginning, where that can be trusted.
+
+    Returns:
+        The time of the stream from which on frames count; 0: from the first.
+    """
+    trusted = container.format.name.startswith(("mov", "matroska"))
+    if since < SEEK_FROM or not trusted or stream.start_time is None or stream.time_base is None:
+        return 0
+    at = round(since / stream.time_base) + stream.start_time
+    container.seek(at - 1, stream=stream, backward=True)
+    return float(at * stream.time_base)
 
 
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -135,15 +163,20 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     return moving[0]
 
 
-def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
+def _decoded(
+    container: InputContainer, stream: VideoStream, path: Path, since: float = 0
+) -> Iterator[VideoFrame]:
     """Yield decoded frames; any damage is an error, although FFmpeg would often paint over it.
 
-    Only packets of the video stream are looked at, so a broken audio track does no harm.
+    Only packets of the video stream are looked at, so a broken audio track does no harm. After a
+    jump, frames before the time `since` may lack what they refer to, and are passed over.
     """
     number = 0
     try:
         for packet in container.demux(stream):
             for frame in packet.decode():
+                if since and (time := _time(frame)) is not None and time < since - SLACK:
+                    continue
                 if frame.is_corrupt:
                     raise VideoError(f"{path}: frame {number} is damaged")
                 yield frame
