@@ -22,7 +22,7 @@ from pvdm_cli.demo import DemoResult
 from pvdm_cli.demo import estimate_hours as demo_hours
 from pvdm_cli.demo import run_demo as demo
 from pvdm_cli.describe import Description, describe
-from pvdm_cli.encoding import EncodeResult, encode_videos
+from pvdm_cli.encoding import EncodeResult, encode_videos, identity_of
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import DataError, ModelError
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
@@ -43,6 +43,8 @@ from pvdm_cli.report.page import write_report as report
 from pvdm_cli.runs import run_training
 from pvdm_cli.runtime import resolve_device
 from pvdm_cli.sampling import Sampler, Sampling, Spacing, Steps, Variance, parse_interval
+from pvdm_cli.survey import Survey
+from pvdm_cli.survey import survey as survey_videos
 from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.synthetic import write_skies
 
@@ -61,6 +63,7 @@ __all__ = [
     "Report",
     "SampleBench",
     "SampleResult",
+    "Survey",
     "TrainBench",
     "TrainResult",
     "bench_sample",
@@ -82,6 +85,7 @@ __all__ = [
     "plan",
     "report",
     "sample",
+    "survey",
     "train",
 ]
 
@@ -135,6 +139,28 @@ def encode(
         origin={"selection": selection, "holdout": holdout},
         labelled=found,
     )
+
+
+def survey(
+    videos: Path,
+    *,
+    autoencoder: str = "demo",
+    labels: str | Path | None = None,
+    selection: Selection = ALL,
+    holdout: float | None = None,
+    window_stride: int | None = None,
+    frame_stride: int | None = None,
+    policy: Policy = AS_STORED,
+    full: bool = False,
+    timed: bool = True,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> Survey:
+    """Say what a data set holds and what `encode` would make of it; see `survey.survey`."""
+    found = select(videos, selection, holdout=holdout, labels=labels, flip=policy.flip)
+    model = load_model(autoencoder, device)
+    identity = identity_of(model, window_stride, frame_stride=frame_stride, policy=policy)
+    return survey_videos(videos, found, model, identity, full=full, timed=timed, reporter=reporter)
 
 
 def decode(

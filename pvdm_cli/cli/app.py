@@ -13,9 +13,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pvdm_cli.cli import bench, eval, help, options, render
+from pvdm_cli.cli import bench, data, eval, help, options, render
 from pvdm_cli.cli.convert import convert
-from pvdm_cli.cli.data import sky
 from pvdm_cli.cli.decode import decode
 from pvdm_cli.cli.demo import demo
 from pvdm_cli.cli.encode import encode
@@ -44,7 +43,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
         "Measure time, memory and largest batch, beside the paper's.",
         (bench.sample, bench.train),
     ),
-    "data": ("Draw practice videos.", (sky,)),
+    "data": ("See what a data set holds; draw practice videos.", (data.ls, data.sky)),
     "eval": ("Score videos and reconstructions.", (eval.fvd, eval.is_, eval.reconstruction)),
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
 }

@@ -9,6 +9,8 @@ import typer
 if TYPE_CHECKING:
     from pvdm_cli.config import Policy, Selection
 
+SOME_SKIPPED = 3  # exit code: done, but not with every input
+
 SELECTION = "Which videos"  # headings of --help
 POLICY = "Which frames"
 
@@ -42,6 +44,12 @@ VideosArg = Annotated[
     typer.Argument(
         metavar="VIDEOS",
         help="A folder of videos (at any depth), one video, or a table of some (.csv, .jsonl).",
+    ),
+]
+AutoencoderOpt = Annotated[
+    str,
+    typer.Option(
+        "--autoencoder", metavar="MODEL", help="A model folder, a run folder, or 'demo' (shipped)."
     ),
 ]
 LabelsOpt = Annotated[

@@ -9,6 +9,8 @@ import typer
 from pvdm_cli.cli import dataset_options as options
 from pvdm_cli.cli import render
 from pvdm_cli.cli.dataset_options import (
+    SOME_SKIPPED,
+    AutoencoderOpt,
     Crop,
     CropOpt,
     ExcludeOpt,
@@ -37,8 +39,6 @@ from pvdm_cli.cli.options import (
     SeedOpt,
 )
 
-SOME_SKIPPED = 3  # exit code: done, but not with every input
-
 
 class Precision(StrEnum):
     """Arithmetic of the network."""
@@ -48,12 +48,6 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
-AutoencoderOpt = Annotated[
-    str,
-    typer.Option(
-        "--autoencoder", metavar="MODEL", help="A model folder, a run folder, or 'demo' (shipped)."
-    ),
-]
 BatchSizeOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Clips per forward pass.")]
 PrecisionOpt = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the network.")]
 StrictOpt = Annotated[

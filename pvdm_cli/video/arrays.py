@@ -106,7 +106,7 @@ def _find(path: Path, part: Part) -> tuple[str, tuple[int, ...], bool]:
 
 def _where(path: Path, key: str) -> str:
     """Name an array in messages."""
-    return f"{path}: array {key}" if key else str(path)
+    return f"{path}: array {key}" if key else f"{path}: it"
 
 
 def _is_set(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> bool:
@@ -124,7 +124,7 @@ def _is_set(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> bool:
     if dtype.kind != "u" or dtype.itemsize > 2:
         raise VideoError(f"{said}; videos are uint8 (or uint16)")
     if 0 in shape:
-        raise VideoError(f"{said}: it holds no pixels")
+        raise VideoError(f"{said}, which has no pixels")
     wanted = "a video is [s, H, W], [s, H, W, 1] or [s, H, W, 3], a set of them has one axis before"
     if len(shape) == 3:
         if shape[-1] in {1, 3, 4}:

@@ -30,6 +30,8 @@ class Header(NamedTuple):
     """What a container says about its video stream; the size is that of the upright picture."""
 
     num_frames: int | None
+    estimate: int | None
+    truncated: bool
     fps: Fraction | None
     height: int
     width: int
@@ -78,13 +80,27 @@ def header(path: Path) -> Header:
             height, width = width, height
         # Other containers may count frames that are never shown (AVI: placeholders), or none.
         trusted = container.format.name.startswith("mov")
+        fps = stream.average_rate or stream.guessed_rate
         return Header(
             num_frames=(stream.frames or None) if trusted else None,
-            fps=stream.average_rate or stream.guessed_rate,
+            estimate=stream.frames or _by_duration(container, stream, fps),
+            truncated=_end(container, stream, path) > path.stat().st_size,
+            fps=fps,
             height=height,
             width=width,
             codec=stream.codec_context.name,
         )
+
+
+def _by_duration(
+    container: InputContainer, stream: VideoStream, fps: Fraction | None
+) -> int | None:
+    """Frames that a video has if its header tells its duration rightly."""
+    if fps is None:
+        return None
+    if stream.duration is not None and stream.time_base is not None:
+        return round(stream.duration * stream.time_base * fps)
+    return None if container.duration is None else round(container.duration / 1e6 * fps)
 
 
 def frames(
@@ -190,16 +206,17 @@ def _decoded(
 
 def _expect_whole(container: InputContainer, stream: VideoStream, path: Path, number: int) -> None:
     """Refuse a file that by its own account is longer: FFmpeg takes a missing end for the end."""
-    name = container.format.name
-    if name.startswith("mov"):
-        end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    elif name.startswith("matroska"):
-        end = _matroska_end(path)
-    else:
-        return
-    size = path.stat().st_size
+    end, size = _end(container, stream, path), path.stat().st_size
     if end > size:
         raise VideoError(f"{path}: truncated after {number} frames ({size} of {end} bytes)")
+
+
+def _end(container: InputContainer, stream: VideoStream, path: Path) -> int:
+    """Return where a file ends by its own account, 0 if it has none."""
+    name = container.format.name
+    if name.startswith("mov"):
+        return max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    return _matroska_end(path) if name.startswith("matroska") else 0
 
 
 def _matroska_end(path: Path) -> int:

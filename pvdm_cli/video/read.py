@@ -37,17 +37,30 @@ class VideoInfo(NamedTuple):
     height: int
     width: int
     codec: str
+    estimate: int | None  # of num_frames, where only a header that may err tells
+    truncated: bool = False  # the file is shorter than it says
 
     def length(self, *, rate: float | None = None, fps: float | None = None) -> int | None:
         """Frames that `stream` gives with the same arguments, at an even rate; None: unknown."""
+        return self._at(self.num_frames, rate, fps)
+
+    def about(self, *, rate: float | None = None, fps: float | None = None) -> int | None:
+        """Tell the same by an estimate where nothing better is known."""
+        return self._at(self.estimate, rate, fps)
+
+    def _at(self, frames: int | None, rate: float | None, fps: float | None) -> int | None:
         own = self.fps or fps
-        if self.num_frames is None or rate is None:
-            return self.num_frames
-        return None if own is None else length_at_rate(self.num_frames, own, rate)
+        if frames is None or rate is None:
+            return frames
+        return None if own is None else length_at_rate(frames, own, rate)
 
 
-def probe(path: Readable) -> VideoInfo:
+def probe(path: Readable, *, fps: float | None = None) -> VideoInfo:
     """Look at the header and the first frame of a video.
+
+    Args:
+        path: What `stream` takes.
+        fps: The rate of what names none, where a stretch of it is meant.
 
     Raises:
         VideoError: If it is missing, empty or not a video.
@@ -55,27 +68,34 @@ def probe(path: Readable) -> VideoInfo:
     piece = _existing(path)
     path = piece.path
     codec = path.suffix.lower().lstrip(".")
-    fps: float | None = None
+    own: float | None = None
+    estimate: int | None = None
     num_frames: int | None
+    truncated = False
     if path.is_dir():
         files = stills.folder_images(path)
         num_frames, codec = len(files), files[0].suffix.lower().lstrip(".")
         height, width, _ = stills.read_image(files[0]).shape
     elif arrays.is_array(path):
-        num_frames, height, width, fps = arrays.info(path, piece.part)
+        num_frames, height, width, own = arrays.info(path, piece.part)
     elif stills.is_stack(path):
         num_frames = stills.num_pages(path)
         height, width, _ = next(stills.stack_frames(path)).shape
     elif stills.is_animation(path):
         num_frames, mean_rate = stills.animation_header(path)
         height, width, _ = next(stills.animation_frames(path))[1].shape
-        fps = float(mean_rate)
+        own = float(mean_rate)
     else:
-        num_frames, stream_rate, height, width, codec = containers.header(path)
-        fps = None if stream_rate is None else float(stream_rate)
+        found = containers.header(path)
+        num_frames, estimate, truncated = found.num_frames, found.estimate, found.truncated
+        height, width, codec = found.height, found.width, found.codec
+        own = None if found.fps is None else float(found.fps)
     if num_frames is not None:
-        num_frames = piece.cut.length(num_frames, fps)
-    return VideoInfo(path, num_frames, fps, height, width, codec)
+        num_frames = piece.cut.length(num_frames, own or fps)
+        estimate = num_frames
+    elif estimate is not None:
+        estimate = piece.cut.length(estimate, own or fps)
+    return VideoInfo(path, num_frames, own, height, width, codec, estimate, truncated)
 
 
 def count_frames(
