@@ -611,7 +611,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
         if not equals or not dotted:
             raise ConfigError(f"override {override!r} is not of the form key=value")
         try:
-            value = yaml.safe_load(text)
+            # A pattern such as *.avi; to YAML the star would mean an alias, which has no sense here.
+            value = text if text.startswith("*") else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not readable") from error
         *parents, leaf = dotted.split(".")

@@ -77,13 +77,16 @@ def read_list(path: Path) -> list[Source]:
     """Read a list of one path a line, relative to itself; # begins a comment.
 
     Raises:
-        DataError: If it cannot be read or names none.
+        DataError: If it cannot be read, or no line names what is there.
     """
     lines = [line.strip() for line in read_text(path).splitlines()]
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise DataError(f"{path}: names no videos; it is to hold one path a line")
-    return [Source(path.parent / name, _safe(name)) for name in names]
+    found = [Source(path.parent / name, _safe(name)) for name in names]
+    if not any(source.path.exists() for source in found):
+        raise DataError(f"{path}: none of its {len(names)} lines is a path that exists: {names[0]}")
+    return found
 
 
 def read_text(path: Path) -> str:

@@ -24,6 +24,7 @@ from pvdm_cli.video.timing import SLACK
 # More threads cost memory and start-up for little gain on the clips that are usual here.
 MAX_THREADS = 4
 SEEK_FROM = 10.0  # seconds that are decoded in vain rather than jumped over
+SEEK_MARGIN = 5.0  # so much earlier a jump goes: the first frames may lack what they refer to
 
 
 class Header(NamedTuple):
@@ -120,6 +121,21 @@ def frames(
         VideoError: If the file cannot be opened, breaks off, or a frame is damaged; with
             keep_partial only if no frame at all comes before that.
     """
+    begun = False
+    try:
+        for timed in _frames(path, since, keep_partial):
+            begun = True
+            yield timed
+    except VideoError:
+        if begun or since < SEEK_FROM:
+            raise
+        yield from _frames(path, 0, keep_partial)  # the jump itself may be to blame
+
+
+def _frames(
+    path: Path, since: float, keep_partial: bool
+) -> Iterator[tuple[float | None, Callable[[], NDArray[np.uint8]]]]:
+    """Yield frames as `frames` does, after a jump if `since` is late."""
     reformatter = VideoReformatter()
     zero: float | None = None
     number = -1
@@ -152,7 +168,7 @@ def _time(frame: VideoFrame) -> float | None:
 
 
 def _seek(container: InputContainer, stream: VideoStream, since: float) -> float:
-    """Go to the last key frame before a late beginning, where that can be trusted.
+    """Go to a key frame well before a late beginning, where that can be trusted.
 
     Returns:
         The time of the stream from which on frames count; 0: from the first.
@@ -161,7 +177,8 @@ def _seek(container: InputContainer, stream: VideoStream, since: float) -> float
     if since < SEEK_FROM or not trusted or stream.start_time is None or stream.time_base is None:
         return 0
     at = round(since / stream.time_base) + stream.start_time
-    container.seek(at - 1, stream=stream, backward=True)
+    margin = round(SEEK_MARGIN / stream.time_base)
+    container.seek(max(stream.start_time, at - margin), stream=stream, backward=True)
     return float(at * stream.time_base)
 
 
