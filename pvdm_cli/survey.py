@@ -203,7 +203,9 @@ def _look(source: Source, identity: Identity, full: bool) -> Look:
     if info.truncated:
         raise VideoError(f"{source.path}: truncated: the file is shorter than it says")
     if policy.rate is not None and not (info.fps or policy.fps):
-        raise VideoError(f"{source.path}: has no frame rate of its own; say it by --fps")
+        raise VideoError(
+            f"{source.path}: has no frame rate of its own; give one by --fps (data.fps in training)"
+        )
     counted: Counted = "header" if info.num_frames is not None else "estimate"
     length = info.about(rate=policy.rate, fps=policy.fps)
     if full or length is None:

@@ -182,7 +182,8 @@ def selection(
 def policy(
     rate: float | None, fps: float | None, short: Short, crop: Crop, flip: bool, seed: int
 ) -> "Policy":
-    """Put the options about which frames together."""
+    """Put the options about which frames together; a seed counts for a random crop only."""
     from pvdm_cli.config import Policy
 
+    seed = seed if crop is Crop.random else 0
     return Policy(rate=rate, fps=fps, short=short.value, crop=crop.value, flip=flip, seed=seed)

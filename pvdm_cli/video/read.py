@@ -106,7 +106,13 @@ def count_frames(
     Raises:
         VideoError: If it cannot be decoded to its end.
     """
-    return sum(1 for _ in _chosen(_existing(path), 0, stride, rate, fps, False))
+    piece = _existing(path)
+    if rate is None and piece.cut == WHOLE:
+        if stills.is_stack(piece.path):
+            return -(-stills.num_pages(piece.path) // stride)
+        if piece.path.is_file() and stills.is_animation(piece.path):
+            return -(-stills.animation_header(piece.path)[0] // stride)
+    return sum(1 for _ in _chosen(piece, 0, stride, rate, fps, False))
 
 
 def stream(
@@ -266,7 +272,9 @@ def _clocked(timed: Timed[Later], path: Path) -> Timed[Later]:
     """Refuse frames without times where times decide which of them are taken."""
     for time, later in timed:
         if time is None:
-            raise VideoError(f"{path}: has no frame rate of its own; say it by --fps")
+            raise VideoError(
+                f"{path}: has no frame rate of its own; give one by --fps (data.fps in training)"
+            )
         yield time, later
 
 

@@ -245,7 +245,7 @@ def test_a_frame_without_rate_is_skipped_saying_how_to_give_one(
     code, _, said = run(*words)
     assert code == 1
     assert "none of the 4 videos could be encoded" in said
-    assert "0.npy: has no frame rate of its own; say it by --fps" in said
+    assert "0.npy: has no frame rate of its own; give one by --fps" in said
     code, result, said = run(*words[:-1], tmp_path / "d", "--fps", 5)
     assert (code, result["fps"], result["videos"]) == (3, 5, 3), said
     code, result, _ = run("encode", wide, "--fps", 6, "--frame-stride", 2, "--out", tmp_path / "e")

@@ -91,13 +91,13 @@ def test_gif_frames_have_times_and_frames_in_a_folder_need_a_rate(tmp_path: Path
     write_video(tmp_path / "v.gif", frames, fps=10)
     assert len(read(tmp_path / "v.gif", rate=5)) == 6
     write_video(tmp_path / "v", frames, fps=10)
-    with pytest.raises(VideoError, match="has no frame rate of its own; say it by --fps"):
+    with pytest.raises(VideoError, match="has no frame rate of its own; give one by --fps"):
         read(tmp_path / "v", rate=5)
     assert read(tmp_path / "v", rate=5, fps=10)[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
     piece = Piece(tmp_path / "v", cut=Cut(0.3, 0.6))
     assert read(piece, fps=10)[:, 0, 0, 0].tolist() == [60, 80, 100]
     assert probe(piece, fps=10).num_frames == 3
-    with pytest.raises(VideoError, match="say it by --fps"):
+    with pytest.raises(VideoError, match="give one by --fps"):
         read(piece)
 
 
