@@ -177,8 +177,13 @@ def _video(path: Path) -> Facts:
     """Facts of one video."""
     from pvdm_cli.video.read import probe
 
-    facts = probe(path)._asdict()
+    info = probe(path)
+    facts = info._asdict()
     del facts["path"]
+    if info.num_frames is not None:
+        del facts["estimate"]
+    if not info.truncated:
+        del facts["truncated"]
     return facts
 
 
