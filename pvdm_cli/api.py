@@ -11,19 +11,18 @@ from typing import Any, Literal
 from pvdm_cli.benchmark.sample import SampleBench, bench_sample
 from pvdm_cli.benchmark.train import TrainBench, bench_train, fitting_batch
 from pvdm_cli.comparison import Comparison, compare
-from pvdm_cli.config import load_config
+from pvdm_cli.config import AS_STORED, Policy, Selection, load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
-from pvdm_cli.data.catalog import find_videos
-from pvdm_cli.data.labels import label_videos
+from pvdm_cli.data.selection import ALL, select
 from pvdm_cli.decoding import DecodeResult, decode_cache, load_maker
 from pvdm_cli.demo import DemoResult
 from pvdm_cli.demo import estimate_hours as demo_hours
 from pvdm_cli.demo import run_demo as demo
 from pvdm_cli.describe import Description, describe
-from pvdm_cli.encoding import EncodeResult, encode_videos
+from pvdm_cli.encoding import EncodeResult, encode_videos, identity_of
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
@@ -32,8 +31,8 @@ from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.reconstruction import (
     ReconstructionResult,
     Split,
-    holdout_of,
     measure_reconstruction,
+    run_config,
 )
 from pvdm_cli.generation.drift import CLIPS as DRIFT_CLIPS
 from pvdm_cli.generation.request import QUALITY, STRENGTH, SampleRequest, SampleResult
@@ -49,6 +48,8 @@ from pvdm_cli.report.page import write_report as report
 from pvdm_cli.runs import run_training
 from pvdm_cli.runtime import resolve_device
 from pvdm_cli.sampling import Sampler, Sampling, Spacing, Steps, Variance, parse_interval
+from pvdm_cli.survey import Survey
+from pvdm_cli.survey import survey as survey_videos
 from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.synthetic import write_skies
 
@@ -68,6 +69,7 @@ __all__ = [
     "Report",
     "SampleBench",
     "SampleResult",
+    "Survey",
     "TrainBench",
     "TrainResult",
     "Verification",
@@ -92,6 +94,7 @@ __all__ = [
     "plan",
     "report",
     "sample",
+    "survey",
     "train",
 ]
 
@@ -102,7 +105,11 @@ def encode(
     *,
     autoencoder: str = "demo",
     labels: str | Path | None = None,
+    selection: Selection = ALL,
+    holdout: float | None = None,
     window_stride: int | None = None,
+    frame_stride: int | None = None,
+    policy: Policy = AS_STORED,
     batch_size: int = 8,
     precision: str = "fp32",
     strict: bool = False,
@@ -115,21 +122,24 @@ def encode(
     command: Sequence[str] = (),
     reporter: Reporter = SILENT,
 ) -> EncodeResult:
-    """Encode a folder of videos into a latent cache; see `encoding.encode_videos`.
+    """Encode a data set into a latent cache; see `encoding.encode_videos`.
 
-    Classes come from `labels`, see `data.labels.label_videos`. The words of `command` are kept
-    in the manifest, for whoever has to repair the cache.
+    Which videos are taken, and their classes: see `data.selection.select`. The words of `command`
+    are kept in the manifest, for whoever has to repair the cache.
     """
-    sources = find_videos(videos)
-    labelled = None if labels is None else label_videos(sources, labels, strict=strict)
+    found = select(
+        videos, selection, holdout=holdout, labels=labels, strict=strict, flip=policy.flip
+    )
     model = load_model(autoencoder, device)
     if overwrite:
         discard_cache(out)
     return encode_videos(
         model,
-        labelled.sources if labelled else sources,
+        found.sources,
         out,
         window_stride=window_stride,
+        frame_stride=frame_stride,
+        policy=policy,
         batch_size=batch_size,
         precision=precision,
         strict=strict,
@@ -140,8 +150,31 @@ def encode(
         reporter=reporter,
         hints=(autoencoder, str(videos)),
         command=command,
-        labelled=labelled,
+        origin={"selection": selection, "holdout": holdout},
+        labelled=found,
     )
+
+
+def survey(
+    videos: Path,
+    *,
+    autoencoder: str = "demo",
+    labels: str | Path | None = None,
+    selection: Selection = ALL,
+    holdout: float | None = None,
+    window_stride: int | None = None,
+    frame_stride: int | None = None,
+    policy: Policy = AS_STORED,
+    full: bool = False,
+    timed: bool = True,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> Survey:
+    """Say what a data set holds and what `encode` would make of it; see `survey.survey`."""
+    found = select(videos, selection, holdout=holdout, labels=labels, flip=policy.flip)
+    model = load_model(autoencoder, device)
+    identity = identity_of(model, window_stride, frame_stride=frame_stride, policy=policy)
+    return survey_videos(videos, found, model, identity, full=full, timed=timed, reporter=reporter)
 
 
 def decode(
@@ -383,13 +416,16 @@ def eval_reconstruction(
 ) -> ReconstructionResult:
     """Measure how well an autoencoder gives clips back; see `evaluation.reconstruction`."""
     found = load_model(model, device, checkpoint)
+    run = run_config(Path(model))
     return measure_reconstruction(
         found,
         str(model),
         Path(data),
         split_name=split,
-        holdout=holdout_of(Path(model)) if holdout is None else holdout,
+        holdout=run.data.holdout if holdout is None else holdout,
         num=num,
+        selection=run.data,
+        policy=run.policy,
         reporter=reporter,
     )
 

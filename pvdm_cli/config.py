@@ -364,7 +364,54 @@ class TrainingConfig(Section):
         return type(self).model_validate(values)
 
 
-class DataConfig(Section):
+def _read_globs(value: Any) -> Any:
+    """Take one pattern for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Globs = Annotated[tuple[str, ...], BeforeValidator(_read_globs)]
+
+
+class FramePolicy(Section):
+    """Which frames of a video count, and which part of each."""
+
+    rate: float | None = Field(
+        None, gt=0, description="frames a second, picked by time; null takes frames as stored"
+    )
+    fps: float | None = Field(
+        None, gt=0, description="frame rate of arrays and folders of frames, which name none"
+    )
+    short: Literal["skip", "loop", "hold"] = Field(
+        "skip", description="videos shorter than a clip: left out, begun again, or last frame held"
+    )
+    crop: Literal["centre", "random", "letterbox"] = Field(
+        "centre",
+        description="the middle, a random place (one for each video), or all of it on black",
+    )
+
+
+class Policy(FramePolicy):
+    """All that decides how clips are cut out of given videos; part of what a cache is."""
+
+    flip: bool = Field(False, description="a mirrored copy of each video is there, too")
+    seed: int = Field(0, ge=0, description="of crop: random")
+
+
+AS_STORED = Policy()
+
+
+class Selection(Section):
+    """Which videos of a data set are taken."""
+
+    include: Globs = Field((), description="only names that match one of these, e.g. *.avi")
+    exclude: Globs = Field((), description="no names that match one of these")
+    split: Literal["all", "train", "test"] = Field(
+        "all", description="by UCF-101's lists, a table's column split, or folders train and test"
+    )
+    fold: int = Field(1, ge=1, le=3, description="which lists of UCF-101")
+
+
+class DataConfig(FramePolicy, Selection):
     """Where clips come from and which videos are held out."""
 
     cache: bool = Field(
@@ -481,6 +528,13 @@ class RunConfig(ModelConfig):
             raise ValueError("data.labels belongs to stage: diffusion; leave it out")
         if not self.data.labels:
             self._refuse_classes()
+        if self.stage == "diffusion" and self.data.cache:
+            self._refuse_reading()
+        if self.data.rate and self.clip.frame_stride > 1:
+            raise ValueError(
+                f"data.rate={self.data.rate:g} picks frames by time and clip.frame_stride="
+                f"{self.clip.frame_stride} by number; leave one of them out"
+            )
         if self.stage == "diffusion" and self.data.flip and self.data.cache:
             raise ValueError("data.flip=true mirrors videos, not latents; it needs data.cache=off")
         small = min(self.clip.height, self.clip.width) < 16
@@ -490,6 +544,23 @@ class RunConfig(ModelConfig):
                 f"{self.clip.height}x{self.clip.width}; use loss.lpips=0"
             )
         return self
+
+    def _refuse_reading(self) -> None:
+        """Reject keys about reading videos where a cache is read."""
+        usual = DataConfig()
+        for key in (*FramePolicy.model_fields, *Selection.model_fields):
+            if getattr(self.data, key) != getattr(usual, key):
+                raise ValueError(
+                    f"data.{key} is about reading videos: give --{key} to `pvdm encode`, or train "
+                    "with data.cache=off"
+                )
+
+    @property
+    def policy(self) -> Policy:
+        """How clips are cut out of videos; mirroring is a matter of each draw."""
+        return Policy(
+            **self.data.model_dump(include=set(FramePolicy.model_fields)), seed=self.training.seed
+        )
 
     def _refuse_classes(self) -> None:
         """Reject keys that change nothing without labels."""
@@ -548,7 +619,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
         if not equals or not dotted:
             raise ConfigError(f"override {override!r} is not of the form key=value")
         try:
-            value = yaml.safe_load(text)
+            # A pattern such as *.avi; to YAML the star would mean an alias, which has no sense here.
+            value = text if text.startswith("*") else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not readable") from error
         *parents, leaf = dotted.split(".")

@@ -173,14 +173,19 @@ def _joined(
 
 def _targets(rows: Sequence[VideoRow], out: Path, format: str) -> list[Path]:
     """Name the files: like the sources, keeping their suffix only where two would be equal."""
-    stems = Counter(Path(row.path).with_suffix("") for row in rows)
+    stems = Counter(_stem(row.path) for row in rows)
     suffix = "" if format == "png" else f".{format}"
     targets = []
     for row in rows:
-        name = Path(row.path)
-        stem = name if stems[name.with_suffix("")] > 1 else name.with_suffix("")
-        targets.append(out / stem.with_name(stem.name + suffix))
+        stem = row.path if stems[_stem(row.path)] > 1 else _stem(row.path)
+        targets.append(out / f"{stem}{suffix}")
     return targets
+
+
+def _stem(name: str) -> str:
+    """Name of a video without the suffix of its file; what follows it (#12-20s) stays."""
+    file, mark, piece = name.partition("#")
+    return str(Path(file).with_suffix("")) + mark + piece
 
 
 def decode_clips(model: Model, z_flat: Tensor, precision: str = "fp32") -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from pvdm_cli.benchmark.noise import noise_stage
 from pvdm_cli.benchmark.timing import seconds_of
 from pvdm_cli.benchmark.train import stepper
 from pvdm_cli.config import load_config
-from pvdm_cli.data.catalog import find_videos
+from pvdm_cli.data.selection import select
 from pvdm_cli.encoding import EncodeResult, encode_videos
 from pvdm_cli.generation.request import SampleRequest, SampleResult
 from pvdm_cli.generation.run import generate
@@ -104,7 +104,7 @@ def run_demo(
     )
     encoded = encode_videos(
         load_model(encoder, device),
-        find_videos(videos),
+        select(videos).sources,
         cache,
         window_stride=WINDOW_STRIDE,
         reporter=reporter,

@@ -47,7 +47,7 @@ def describe(path_or_name: str | Path) -> Description:
     elif path.suffix in {".yaml", ".yml"}:
         kind, facts = "preset", _config_facts(load_config(path))
     else:
-        kind, facts = "video", _video(path)
+        kind, facts = _videos(path)
     return Description(kind, str(path), facts)
 
 
@@ -189,20 +189,28 @@ def _video(path: Path) -> Facts:
     """Facts of one video."""
     from pvdm_cli.video.read import probe
 
-    facts = probe(path)._asdict()
+    info = probe(path)
+    facts = info._asdict()
     del facts["path"]
+    if info.num_frames is not None:
+        del facts["estimate"]
+    if not info.truncated:
+        del facts["truncated"]
     return facts
 
 
 def _videos(path: Path) -> tuple[str, Facts]:
-    """Facts of a folder of frames or of videos."""
+    """Facts of a video (a file or a folder of frames) or of several (a folder, a table, an array)."""
     from pvdm_cli.data.catalog import find_videos
+    from pvdm_cli.data.table import is_table
 
     try:
         sources = find_videos(path)
     except DataError as error:
+        if path.is_file():
+            raise
         raise PvdmError(f"{path}: neither a model, a run nor a cache, and {error}") from error
-    if len(sources) == 1 and Path(sources[0].path) == path:
+    if len(sources) == 1 and sources[0].path == path and not is_table(path):
         return "video", _video(path)
     return "videos", {"videos": len(sources), "first": sources[0].name, "last": sources[-1].name}
 

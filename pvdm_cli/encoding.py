@@ -6,23 +6,25 @@ Axes: b clips of a batch, s frames, H and W pixels, c latent channels, n flat le
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pvdm_cli import files
-from pvdm_cli.config import parse_config
+from pvdm_cli.config import AS_STORED, Policy, parse_config
 from pvdm_cli.data.cache_format import Identity, Rounding, Skipped, VideoRow
 from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, CacheWriter, Plan, Stamp
 from pvdm_cli.data.catalog import Source
 from pvdm_cli.data.feed import Clip, Ended, Failed, Job, feed
 from pvdm_cli.data.labels import Labelled, say_missing
-from pvdm_cli.errors import DataError, ModelError, VideoError
+from pvdm_cli.data.source import original
+from pvdm_cli.errors import ConfigError, DataError, ModelError, VideoError
 from pvdm_cli.latents import flatten
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
@@ -57,6 +59,8 @@ def encode_videos(
     out: Path,
     *,
     window_stride: int | None = None,
+    frame_stride: int | None = None,
+    policy: Policy = AS_STORED,
     batch_size: int = 8,
     precision: str = "fp32",
     strict: bool = False,
@@ -66,6 +70,7 @@ def encode_videos(
     shard_bytes: int = SHARD_BYTES,
     shard_seconds: float = SHARD_SECONDS,
     hints: tuple[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
     labelled: Labelled | None = None,
     command: Sequence[str] = (),
 ) -> EncodeResult:
@@ -76,6 +81,8 @@ def encode_videos(
         sources: The videos.
         out: The cache folder.
         window_stride: Frames between the starts of two clips; None: clips touch.
+        frame_stride: Take every so-many-th frame; None: as the model has it.
+        policy: What else decides how clips are cut out of the videos.
         batch_size: Clips per forward pass, of one or several videos.
         precision: fp32 | bf16 | fp16 arithmetic; the cache is fp16 anyway.
         strict: Stop at the first video that cannot be used.
@@ -85,6 +92,7 @@ def encode_videos(
         shard_bytes: A shard closes at this size ...
         shard_seconds: ... or after this time.
         hints: Where the model and the videos are, for the manifest.
+        origin: How the videos were chosen, for the manifest.
         labelled: Classes of the videos; None: they have none.
         command: Words of the command that does this, for the manifest.
 
@@ -95,7 +103,14 @@ def encode_videos(
     missing = labelled.missing if labelled else []
     if missing:
         reporter.say(say_missing(missing))
-    identity = identity_of(model, window_stride, precision=precision, keep_partial=keep_partial)
+    identity = identity_of(
+        model,
+        window_stride,
+        frame_stride=frame_stride,
+        policy=policy,
+        precision=precision,
+        keep_partial=keep_partial,
+    )
     autoencoder, source = hints or (None, None)
     with CacheWriter(
         out,
@@ -105,13 +120,14 @@ def encode_videos(
         autoencoder=autoencoder,
         source=source,
         command=command,
+        **(origin or {}),
     ) as writer:
-        classes = (labelled.names, labelled.of) if labelled else ()
+        classes = (labelled.names, labelled.of) if labelled and labelled.names else ()
         plan = writer.plan(_stamps(sources, by_hash, reporter), *classes)
         _say_changes(plan, reporter)
         run = _Run(model, identity, writer, batch_size, strict, reporter)
         if not writer.complete:
-            run.encode(plan.todo, {source.name: source.path for source in sources})
+            run.encode(plan.todo, {source.name: source for source in sources})
             writer.finish()
         manifest, skipped = writer.manifest, writer.skipped
     if not manifest.clips:
@@ -137,24 +153,32 @@ def identity_of(
     model: Model,
     window_stride: int | None = None,
     *,
+    frame_stride: int | None = None,
+    policy: Policy = AS_STORED,
     precision: str = "fp32",
     keep_partial: bool = False,
 ) -> Identity:
-    """What all clips of a cache made by this model share.
+    """What all clips of a cache made by this model share; a rate takes the place of a stride.
 
     Raises:
-        ConfigError: If the window stride is below 1 or the precision unknown.
+        ConfigError: If a stride is below 1, stride and rate are given, or the precision unknown.
     """
+    if policy.rate is not None:
+        if frame_stride is not None:
+            raise ConfigError("--rate picks frames by time, --frame-stride by number; give one")
+        frame_stride = 1
+    clip = model.config.clip.model_dump()
     return parse_config(
         Identity,
         {
             "fingerprint": model.fingerprint,
-            "clip": model.config.clip,
+            "clip": clip if frame_stride is None else {**clip, "frame_stride": frame_stride},
             "patch": model.config.autoencoder.patch,
             "channels": model.config.autoencoder.latent_channels,
             "window_stride": model.config.clip.frames if window_stride is None else window_stride,
             "precision": precision,
             "keep_partial": keep_partial,
+            "policy": policy,
         },
         where="encode",
     )
@@ -216,9 +240,18 @@ class _Run:
         self._names: dict[int, str] = {}
         self._labels: dict[int, int] = {}
 
-    def encode(self, todo: Sequence[VideoRow], paths: dict[str, Path]) -> None:
+    def encode(self, todo: Sequence[VideoRow], sources: dict[str, Source]) -> None:
         """Decode, batch, encode, write. The last batch may be small."""
-        jobs = [Job(row.video, paths[row.path], self._writer.present(row.video)) for row in todo]
+        jobs = [
+            Job(
+                row.video,
+                sources[row.path].piece,
+                self._writer.present(row.video),
+                original(row.path),
+                sources[row.path].mirrored,
+            )
+            for row in todo
+        ]
         self._names = {row.video: row.path for row in todo}
         self._labels = {row.video: row.label for row in todo}
         batch: list[Clip] = []

@@ -14,10 +14,11 @@ from pvdm_cli import weights
 from pvdm_cli.config import AUTO, RunConfig, differing_keys, dump_yaml, parse_config, read_yaml
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import read_manifest
-from pvdm_cli.data.catalog import find_videos, split
+from pvdm_cli.data.catalog import split
 from pvdm_cli.data.clips import Clips
-from pvdm_cli.data.labels import folder_classes
+from pvdm_cli.data.labels import Labelled, folder_labels, say_missing
 from pvdm_cli.data.live import LiveLatents
+from pvdm_cli.data.selection import select
 from pvdm_cli.decoding import load_maker
 from pvdm_cli.encoding import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
@@ -28,14 +29,14 @@ from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.monitor import FewVideos
-from pvdm_cli.progress import Reporter
+from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.ranks import here
 from pvdm_cli.rollout import rollout
 from pvdm_cli.runtime import generator, resolve_device, resolve_precision
 from pvdm_cli.sampling import Sampling, Steps
 from pvdm_cli.training.adversary import Adversary
 from pvdm_cli.training.autoencoder import AutoencoderStage
-from pvdm_cli.training.diffusion import DiffusionStage, check_geometry
+from pvdm_cli.training.diffusion import DiffusionStage, check_geometry, check_stride
 from pvdm_cli.training.loop import TrainResult, train
 from pvdm_cli.training.players import Portion, Stage
 from pvdm_cli.training.starts import FILE as STARTS
@@ -126,8 +127,7 @@ def run_training(
             if live and data is not None and autoencoder is not None:
                 latents, encoder = _live_latents(to_build, data, autoencoder, target, reporter)
             else:
-                memory_gb = config.data.memory_gb
-                latents, encoder = _cached_latents(cache, autoencoder, target, memory_gb)
+                latents, encoder = _cached_latents(config, cache, autoencoder, target)
             stage = _diffusion_stage(to_build, latents, encoder, target)
         Portion.of(config.training, ranks)
         ranks.barrier()
@@ -157,7 +157,7 @@ def with_classes(config: RunConfig, data: Path | None, cache: Path | None) -> Ru
         )
     else:
         assert data is not None
-        names = folder_classes(source.name for source in find_videos(data))
+        names = _videos(config, data).names
         lacking = f"no video below {data} lies in a folder of its class; move them there"
     if not names:
         raise DataError(f"data.labels=true, but {lacking}")
@@ -254,11 +254,20 @@ def _clear(run: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _videos(config: RunConfig, data: Path, reporter: Reporter = SILENT) -> Labelled:
+    """Find the videos of a run and their classes: those of a table, or their folders."""
+    found = select(data, config.data)
+    if found.missing:
+        reporter.say(say_missing(found.missing))
+    return found if found.names else folder_labels(found.sources)
+
+
 def _autoencoder_stage(
     config: RunConfig, data: Path, device: torch.device, reporter: Reporter
 ) -> AutoencoderStage:
     """Read the videos and build (or take over) the autoencoder."""
-    train_sources, held_out_sources = split(find_videos(data), config.data.holdout)
+    found = _videos(config, data, reporter)
+    train_sources, held_out_sources = split(found.sources, config.data.holdout)
     perceptual = _perceptual(config.loss.lpips, device)
     rfvd = None
     if config.training.judge == "rfvd":
@@ -268,14 +277,17 @@ def _autoencoder_stage(
         network = Autoencoder(config.model())
     if config.init:
         _take_over(network, load_model(config.init, "cpu").autoencoder, config.init)
+    load = partial(
+        Clips.load, clip=config.clip, memory_gb=memory, policy=config.policy, reporter=reporter
+    )
     held_out = None
     if held_out_sources:
         chosen = held_out_sources[: settings.validation_clips]
         try:
-            held_out = Clips.load(chosen, config.clip, memory_gb=memory, reporter=reporter)
+            held_out = load(chosen)
         except DataError:
             reporter.say("no held-out video is long enough: training goes without validation")
-    clips = Clips.load(train_sources, config.clip, memory_gb=memory, reporter=reporter)
+    clips = load(train_sources)
     for name, reason in clips.skipped.items():
         reporter.say(f"left out {name}: {reason}")
 
@@ -312,8 +324,13 @@ def _live_latents(
     """Read the videos and the autoencoder that encodes them as training goes."""
     encoder = load_model(autoencoder, str(device))
     check_geometry(config, encoder)
+    found = _videos(config, data, reporter)
     clips = Clips.load(
-        find_videos(data), config.clip, memory_gb=config.data.memory_gb, reporter=reporter
+        found.sources,
+        config.clip,
+        memory_gb=config.data.memory_gb,
+        policy=config.policy,
+        reporter=reporter,
     )
     precision = resolve_precision(config.training.precision, device)
     latents = LiveLatents(
@@ -322,18 +339,21 @@ def _live_latents(
         partial(encode_clips, encoder, precision=precision),
         config.latent,
         fingerprint=encoder.fingerprint,
+        labels=found.names,
+        class_of=found.of,
         flip=config.data.flip,
     )
     return latents, encoder
 
 
 def _cached_latents(
-    cache_path: Path | None, autoencoder: str | None, device: torch.device, memory_gb: float
+    config: RunConfig, cache_path: Path | None, autoencoder: str | None, device: torch.device
 ) -> tuple[Cache, Model]:
     """Open the cache, in memory if it is no larger than memory_gb, and find its autoencoder."""
     assert cache_path is not None
-    fits = read_manifest(cache_path).bytes <= memory_gb * 1e9
+    fits = read_manifest(cache_path).bytes <= config.data.memory_gb * 1e9
     cache = Cache.open(cache_path, in_memory=fits)
+    check_stride(cache, config.clip)
     return cache, load_maker(cache, autoencoder, str(device))
 
 

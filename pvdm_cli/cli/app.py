@@ -13,9 +13,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pvdm_cli.cli import bench, cache, eval, help, launch, options, render
+from pvdm_cli.cli import bench, cache, data, eval, help, launch, options, render
 from pvdm_cli.cli.convert import convert
-from pvdm_cli.cli.data import sky
 from pvdm_cli.cli.decode import decode
 from pvdm_cli.cli.demo import demo
 from pvdm_cli.cli.encode import encode
@@ -46,7 +45,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
         (bench.sample, bench.train),
     ),
     "cache": ("Look into a latent cache.", (cache.info, cache.verify, cache.preview)),
-    "data": ("Draw practice videos.", (sky,)),
+    "data": ("See what a data set holds; draw practice videos.", (data.ls, data.sky)),
     "eval": ("Score videos and reconstructions.", (eval.fvd, eval.is_, eval.reconstruction)),
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
 }

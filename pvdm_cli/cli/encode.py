@@ -3,15 +3,42 @@
 import sys
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pvdm_cli.cli import dataset_options as options
 from pvdm_cli.cli import render
-from pvdm_cli.cli.options import DebugOpt, DeviceOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt
-
-SOME_SKIPPED = 3  # exit code: done, but not with every input
+from pvdm_cli.cli.dataset_options import (
+    SOME_SKIPPED,
+    AutoencoderOpt,
+    Crop,
+    CropOpt,
+    ExcludeOpt,
+    FlipOpt,
+    FoldOpt,
+    FpsOpt,
+    FrameStrideOpt,
+    HoldoutOpt,
+    IncludeOpt,
+    LabelsOpt,
+    RateOpt,
+    Short,
+    ShortOpt,
+    Side,
+    SplitOpt,
+    VideosArg,
+    WindowStrideOpt,
+)
+from pvdm_cli.cli.options import (
+    DebugOpt,
+    DeviceOpt,
+    JsonOpt,
+    OutOpt,
+    OverwriteOpt,
+    QuietOpt,
+    SeedOpt,
+)
 
 
 class Precision(StrEnum):
@@ -22,33 +49,6 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
-VideosArg = Annotated[
-    Path, typer.Argument(metavar="VIDEOS", help="A folder of videos (at any depth), or one video.")
-]
-AutoencoderOpt = Annotated[
-    str,
-    typer.Option(
-        "--autoencoder", metavar="MODEL", help="A model folder, a run folder, or 'demo' (shipped)."
-    ),
-]
-LabelsOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--labels",
-        metavar="folders|FILE",
-        help="Classes of the videos: the folders they lie in, or a file: a list as for UCF-101 "
-        "(.txt) or a table with columns path,label (.csv); then only videos it names are encoded.",
-    ),
-]
-WindowStrideOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--window-stride",
-        min=1,
-        metavar="N",
-        help="Start a clip every N frames; by default clips touch and do not overlap.",
-    ),
-]
 BatchSizeOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Clips per forward pass.")]
 PrecisionOpt = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the network.")]
 StrictOpt = Annotated[
@@ -84,7 +84,19 @@ def encode(
     out: OutOpt,
     autoencoder: AutoencoderOpt = "demo",
     labels: LabelsOpt = None,
+    include: IncludeOpt = None,
+    exclude: ExcludeOpt = None,
+    split: SplitOpt = Side.all,
+    fold: FoldOpt = 1,
+    holdout: HoldoutOpt = None,
     window_stride: WindowStrideOpt = None,
+    frame_stride: FrameStrideOpt = None,
+    rate: RateOpt = None,
+    fps: FpsOpt = None,
+    short: ShortOpt = Short.skip,
+    crop: CropOpt = Crop.centre,
+    flip: FlipOpt = False,
+    seed: SeedOpt = 0,
     batch_size: BatchSizeOpt = 8,
     precision: PrecisionOpt = Precision.fp32,
     strict: StrictOpt = False,
@@ -103,12 +115,15 @@ def encode(
     The same command again continues after a kill, adds new videos and encodes changed ones anew.
     Videos that cannot be used are named in skipped.jsonl, and the exit code is then 3; so it is
     when a list names videos that are not there. A class keeps its id when a cache is continued.
+    What decides which frames are shown belongs to a cache: other settings are refused.
 
     Examples:
         pvdm encode videos --out cache
         pvdm encode videos --autoencoder runs/autoencoder --out cache --window-stride 8
         pvdm encode videos --autoencoder runs/autoencoder --out cache --strict --json
-        pvdm encode UCF-101 --autoencoder runs/autoencoder --labels trainlist01.txt --out cache
+        pvdm encode UCF-101 --autoencoder runs/autoencoder --labels folders --split train --out cache
+        pvdm encode clips.csv --rate 8 --crop letterbox --short hold --flip --out cache
+        pvdm encode videos --include '*.mp4' --exclude 'broken/*' --out cache
     """
     from pvdm_cli import api  # torch loads here, not for --help
 
@@ -118,7 +133,11 @@ def encode(
         out,
         autoencoder=autoencoder,
         labels=labels,
+        selection=options.selection(include, exclude, split, fold),
+        holdout=holdout,
         window_stride=window_stride,
+        frame_stride=frame_stride,
+        policy=options.policy(rate, fps, short, crop, flip, seed),
         batch_size=batch_size,
         precision=precision.value,
         strict=strict,
@@ -131,17 +150,17 @@ def encode(
         command=["pvdm", *(word for word in sys.argv[1:] if word != "--overwrite")],
         reporter=reporter,
     )
-    rate = f" at {result.clips_per_second:.1f} clips/s" if result.new_clips else ""
+    speed = f" at {result.clips_per_second:.1f} clips/s" if result.new_clips else ""
     classes = f" of {len(result.classes)} classes" if result.classes else ""
     reporter.say(
         f"{result.out}: {result.videos} videos{classes}, {result.clips} clips "
-        f"({result.bytes / 1e6:.1f} MB); {result.new_clips} clips encoded now{rate}"
+        f"({result.bytes / 1e6:.1f} MB); {result.new_clips} clips encoded now{speed}"
     )
     if result.skipped:
         reporter.say(f"{len(result.skipped)} videos skipped: {result.out / 'skipped.jsonl'}")
     if as_json:
         skipped = [{"path": one.path, "reason": one.reason} for one in result.skipped]
-        speed = {"clips_per_second": result.clips_per_second}
-        render.print_json({**asdict(result), **speed, "skipped": skipped})
+        per_second = {"clips_per_second": result.clips_per_second}
+        render.print_json({**asdict(result), **per_second, "skipped": skipped})
     if result.skipped or result.missing:
         raise typer.Exit(SOME_SKIPPED)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pvdm_cli.cli import eval_tables, render
-from pvdm_cli.cli.encode import SOME_SKIPPED
+from pvdm_cli.cli.dataset_options import SOME_SKIPPED
 from pvdm_cli.cli.options import (
     CheckpointOpt,
     DebugOpt,

@@ -2,18 +2,28 @@
 
 A cache is a folder of `manifest.json`, `videos.jsonl`, `skipped.jsonl` and shards. A row is one
 clip: z [c, n] and (video, first frame, label). First frames count frames of the source; the
-`frames` of a video count what is left at the clip's frame stride.
+`frames` of a video count what is left at the clip's frame stride. Where frames are picked at a
+rate, both count picked ones; in a stretch of a video they count from its beginning.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field, ValidationError
 
-from pvdm_cli.config import ClipConfig, LatentShape, Section, differing_keys
+from pvdm_cli.config import (
+    AS_STORED,
+    ClipConfig,
+    LatentShape,
+    Policy,
+    Section,
+    Selection,
+    differing_keys,
+)
 from pvdm_cli.errors import DataError
 
 FORMAT = 1
@@ -33,6 +43,7 @@ class Identity(Section):
     dtype: Literal["float16"] = "float16"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     keep_partial: bool = False
+    policy: Policy = AS_STORED
 
     @property
     def shape(self) -> LatentShape:
@@ -48,8 +59,16 @@ class Identity(Section):
         return self.window_stride * self.clip.frame_stride
 
     def num_windows(self, frames: int) -> int:
-        """Clips that a video of so many frames (at the frame stride) gives."""
+        """Clips that a video of so many frames (at the frame stride or rate) gives."""
+        if self.policy.short != "skip" and 0 < frames < self.clip.frames:
+            return 1
         return max(0, (frames - self.clip.frames) // self.window_stride + 1)
+
+    def clip_rate(self, rates: Sequence[float]) -> float | None:
+        """Frame rate of the clips of videos of these rates; None if none is known."""
+        if self.policy.rate is not None:
+            return self.policy.rate
+        return float(np.median(rates)) / self.clip.frame_stride if rates else None
 
 
 class Rounding(NamedTuple):
@@ -94,7 +113,9 @@ class Manifest(Identity):
     autoencoder: str | None = Field(None, description="where the weights were: a hint")
     source: str | None = Field(None, description="where the videos were: a hint")
     command: tuple[str, ...] = Field((), description="what made it last: a hint")
-    fps: float | None = Field(None, description="median source rate over the frame stride")
+    selection: Selection = Field(Selection(), description="which of them were taken")
+    holdout: float | None = Field(None, description="share of its test side, if split by hash")
+    fps: float | None = Field(None, description="of the clips: median source rate over the stride")
     mean: tuple[tuple[float, ...], ...] = ()
     std: tuple[tuple[float, ...], ...] = ()
     fp16_loss: Fp16Loss | None = None

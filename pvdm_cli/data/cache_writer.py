@@ -88,12 +88,15 @@ class CacheWriter:
         autoencoder: str | None = None,
         source: str | None = None,
         command: Sequence[str] = (),
+        **origin: object,
     ) -> None:
+        """Take keys of the manifest about where the videos came from as `origin`."""
         self.path = path
         self._identity = identity
         self._shard_bytes, self._shard_seconds = shard_bytes, shard_seconds
         self._rank = rank
-        self._hints = {"autoencoder": autoencoder, "source": source, "command": tuple(command)}
+        own = {"autoencoder": autoencoder, "source": source, "command": tuple(command)}
+        self._hints: dict[str, object] = {**own, **origin}
         self._journal = Journal(path, rank)
         self._held = Contents(path, identity)
         self._open_z: list[Latents] = []
@@ -252,7 +255,7 @@ class CacheWriter:
         mean, std = moments(shards, self._identity.shape)
         self._write_manifest(
             complete=True,
-            fps=float(np.median(rates)) / self._identity.clip.frame_stride if rates else None,
+            fps=self._identity.clip_rate(rates),
             mean=mean.tolist(),
             std=std.tolist(),
             fp16_loss=fp16_loss(shards, self._identity.shape),

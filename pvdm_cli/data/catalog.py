@@ -1,13 +1,15 @@
 """Which videos there are, and which of them are held out."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from pvdm_cli.data.source import Source as Source
+from pvdm_cli.data.source import footage, sources_of, unit_hash
+from pvdm_cli.data.table import is_table, read_list, read_table
 from pvdm_cli.errors import DataError
-from pvdm_cli.video.stills import IMAGE_SUFFIXES
+from pvdm_cli.video.arrays import ARRAY_SUFFIXES
+from pvdm_cli.video.stills import IMAGE_SUFFIXES, STACK_SUFFIXES, is_stack, natural_key
 
 _CONTAINERS = """
 3g2 3gp asf avi divx dv f4v flv gif m2ts m2v m4v mjpeg mkv mov mp4 mpe mpeg mpg mts mxf nut ogm
@@ -16,18 +18,16 @@ ogv rm rmvb ts vob webm webp wmv y4m
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
 
 
-class Source(NamedTuple):
-    """One video: a file or a folder of frames."""
-
-    path: Path
-    name: str  # path below the root, with forward slashes: the same on every machine
-
-
 def find_videos(root: Path) -> list[Source]:
-    """List the videos below a folder, sorted by name; root may also be one video.
+    """List the videos of a data set, sorted by name.
 
-    A folder that holds two or more images and no video files is one video made of frames.
-    Hidden files and folders are passed over; links are followed.
+    Args:
+        root: A folder of videos at any depth; one video; a table (.csv, .jsonl) or a list (.txt)
+            of videos, in the order that it has.
+
+    A folder that holds two or more images and no video files is one video made of frames. Arrays
+    of several videos and tiff files of several pages are found as such. Hidden files and folders
+    are passed over; links are followed.
 
     Raises:
         DataError: If root is missing, unreadable, or holds no videos.
@@ -36,12 +36,12 @@ def find_videos(root: Path) -> list[Source]:
     if not root.exists():
         raise DataError(f"{root}: no such file or folder")
     if root.is_file():
-        return [Source(root, root.name)]
+        return _of_file(root)
     found = _walk(root)
     if not found:
         raise DataError(
-            f"{root}: no videos found (looked for files such as .mp4, .avi, .mkv, .webm, .gif "
-            "and for folders of .png or .jpg frames)"
+            f"{root}: no videos found (looked for files such as .mp4, .avi, .mkv, .webm, .gif, "
+            "for .npy and .npz arrays, tiff stacks, and folders of .png or .jpg frames)"
         )
     return sorted(found, key=lambda source: source.name)
 
@@ -49,7 +49,8 @@ def find_videos(root: Path) -> list[Source]:
 def split(sources: Sequence[Source], holdout: float) -> tuple[list[Source], list[Source]]:
     """Split into training and held-out videos by a hash of their names.
 
-    A video stays on its side when others are added. With holdout > 0 and at least two videos,
+    A video stays on its side when others are added. Stretches of one file and mirrored copies
+    go together. With holdout > 0 and at least two videos,
     neither side is empty: the video nearest to the threshold changes sides if need be.
 
     Args:
@@ -59,13 +60,24 @@ def split(sources: Sequence[Source], holdout: float) -> tuple[list[Source], list
     Returns:
         Training videos and held-out videos, each in the given order.
     """
-    if holdout <= 0 or len(sources) < 2:
+    groups = {source.name: footage(source.name) for source in sources}
+    by_hash = sorted(set(groups.values()), key=unit_hash)
+    if holdout <= 0 or len(by_hash) < 2:
         return list(sources), []
-    by_hash = sorted(sources, key=lambda source: _unit_hash(source.name))
-    below = sum(_unit_hash(source.name) < holdout for source in by_hash)
+    below = sum(unit_hash(name) < holdout for name in by_hash)
     chosen = set(by_hash[: min(max(below, 1), len(by_hash) - 1)])
-    train = [source for source in sources if source not in chosen]
-    return train, [source for source in sources if source in chosen]
+    train = [source for source in sources if groups[source.name] not in chosen]
+    return train, [source for source in sources if groups[source.name] in chosen]
+
+
+def _of_file(path: Path) -> list[Source]:
+    """List the videos of one file."""
+    if is_table(path):
+        return [row.source for row in read_table(path)]
+    if path.suffix.lower() == ".txt":
+        listed = read_list(path)
+        return [each for source in listed for each in sources_of(source.path, source.name)]
+    return sources_of(path, path.name)
 
 
 def _walk(root: Path) -> list[Source]:
@@ -85,22 +97,28 @@ def _walk(root: Path) -> list[Source]:
 
 def _sources_in(root: Path, folder: Path, files: Sequence[str]) -> list[Source]:
     """List the videos that lie directly in one folder, or the folder itself if it is frames."""
-    shown = [name for name in files if not name.startswith(".")]
-    videos = [name for name in shown if Path(name).suffix.lower() in VIDEO_SUFFIXES]
-    images = [name for name in shown if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    if videos:
-        paths = [folder / name for name in videos]
-        return [Source(path, path.relative_to(root).as_posix()) for path in paths]
-    if len(images) >= 2:
+    by_suffix = [(name, Path(name).suffix.lower()) for name in files if not name.startswith(".")]
+    videos = [name for name, suffix in by_suffix if suffix in VIDEO_SUFFIXES]
+    images = [name for name, suffix in by_suffix if suffix in IMAGE_SUFFIXES]
+    arrays = [name for name, suffix in by_suffix if suffix in ARRAY_SUFFIXES]
+    stacks = _stacks(folder, images)
+    found = [
+        source
+        for path in (folder / name for name in videos + stacks + arrays)
+        for source in sources_of(path, path.relative_to(root).as_posix())
+    ]
+    if not videos and not stacks and len(images) >= 2:
         name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
-        return [Source(folder, name)]
-    return []
+        found.append(Source(folder, name))
+    return found
 
 
-def _unit_hash(name: str) -> float:
-    """Map a name to [0, 1), evenly and the same everywhere."""
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+def _stacks(folder: Path, images: Sequence[str]) -> list[str]:
+    """Names of tiff files of several pages; where the first is a single picture, all are."""
+    pages = sorted(
+        (name for name in images if Path(name).suffix.lower() in STACK_SUFFIXES), key=natural_key
+    )
+    return pages if pages and is_stack(folder / pages[0]) else []
 
 
 def _unreadable(error: OSError) -> None:

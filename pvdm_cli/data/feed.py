@@ -5,16 +5,16 @@ Axes: s frames of a clip, H and W pixels.
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pvdm_cli.data.cache_format import Identity
+from pvdm_cli.data.framing import geometry_of, lengthened, mirrored
 from pvdm_cli.errors import VideoError
 from pvdm_cli.video import read
 
@@ -25,8 +25,10 @@ class Job(NamedTuple):
     """A video to cut into clips, but for those at the given first frames."""
 
     video: int
-    path: Path
+    path: read.Readable
     have: AbstractSet[int] = frozenset()
+    name: str = ""  # a random crop goes by it
+    mirror: bool = False
 
 
 class Clip(NamedTuple):
@@ -41,7 +43,7 @@ class Ended(NamedTuple):
     """A video has given all its clips."""
 
     video: int
-    frames: int  # at the frame stride
+    frames: int  # at the frame stride or rate
     fps: float | None  # of the source
     note: str | None  # the decode error that --keep-partial has let pass
 
@@ -58,32 +60,48 @@ Event = Clip | Ended | Failed
 
 def clips_of(job: Job, identity: Identity) -> Iterator[Event]:
     """Decode one video into clips, holding no more than one clip's frames at a time."""
-    clip = identity.clip
+    clip, policy = identity.clip, identity.policy
+    path = read.file_of(job.path)
+    finished: Callable[[Frame], Frame] = mirrored if job.mirror else _as_is
     count, fps, note = 0, None, None
     window: list[Frame] = []
     try:
-        fps = read.probe(job.path).fps
-        geometry = read.Geometry.of(clip)
-        for frame in read.stream(job.path, geometry, stride=clip.frame_stride):
+        fps = read.probe(job.path).fps or policy.fps
+        geometry = geometry_of(clip, policy, job.name)
+        frames = read.stream(
+            job.path, geometry, stride=clip.frame_stride, rate=policy.rate, fps=policy.fps
+        )
+        for frame in frames:
             if _in_a_window(count, clip.frames, identity.window_stride):
                 window.append(frame)
             count += 1
             if len(window) == clip.frames:
                 first = (count - clip.frames) * clip.frame_stride
                 if first not in job.have:
-                    yield Clip(job.video, first, np.stack(window))
+                    yield Clip(job.video, first, finished(np.stack(window)))
                 window = window[identity.window_stride :]
     except VideoError as error:
-        reason = str(error).removeprefix(f"{job.path}: ")  # the list says of which video
+        reason = str(error).removeprefix(f"{path}: ")  # the list says of which video
         if not identity.keep_partial or count < clip.frames:
             yield Failed(job.video, reason)
             return
         note = f"kept {count} frames: {reason}"
-    if count < clip.frames:
+    if 0 < count < clip.frames and policy.short != "skip":
+        if 0 not in job.have:
+            longer = lengthened(np.stack(window), clip.frames, policy.short)
+            yield Clip(job.video, 0, finished(longer))
+        yield Ended(job.video, count, fps, f"{count} frames made {clip.frames}: {policy.short}")
+    elif count < clip.frames:
         at = f" at frame stride {clip.frame_stride}" if clip.frame_stride > 1 else ""
+        at = at if policy.rate is None else f" at {policy.rate:g} a second"
         yield Failed(job.video, f"only {count} frames{at}, a clip needs {clip.frames}")
     else:
         yield Ended(job.video, count, fps, note)
+
+
+def _as_is(frames: Frame) -> Frame:
+    """Leave a clip as it is."""
+    return frames
 
 
 def _in_a_window(number: int, frames: int, stride: int) -> bool:

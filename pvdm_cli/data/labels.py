@@ -4,15 +4,14 @@ The lists are those of UCF-101 (ucfTrainTestlist). A class is known by its name;
 cache gives it is an id.
 """
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pvdm_cli.data.catalog import VIDEO_SUFFIXES, Source
+from pvdm_cli.data.table import is_table, read_text, read_values, text_of
 from pvdm_cli.errors import DataError
 
 FOLDERS = "folders"  # the word for --labels that takes the names of folders
@@ -45,7 +44,7 @@ def label_videos(
     Args:
         sources: Videos of the catalog.
         labels: "folders", or a file: a list of videos ("Class/video.avi", with the number of the
-            class behind it or without) or a table (.csv with columns path and label), which also
+            class behind it or without) or a table (.csv or .jsonl with path and label), which also
             say which videos to take; or a list of classes ("1 Class"), which says which classes
             to take, in the order of their ids. Both lists are those of UCF-101.
         strict: Refuse a list that names videos which are not there.
@@ -54,7 +53,7 @@ def label_videos(
         DataError: If no video gets a class, the file cannot be read, or (strict) a video is missing.
     """
     if str(labels) == FOLDERS:
-        found = _by_folder(sources)
+        found = folder_labels(sources)
     else:
         path = Path(labels)
         if not path.is_file():
@@ -62,8 +61,8 @@ def label_videos(
                 f"--labels {labels}: neither {FOLDERS!r} nor a file; give a list of videos or of "
                 "classes (.txt as for UCF-101), or a table (.csv with columns path,label)"
             )
-        classes = None if path.suffix.lower() == ".csv" else _read_classes(path)
-        found = _listed(sources, path) if classes is None else _of_classes(sources, classes, path)
+        classes = None if is_table(path) else _read_classes(path)
+        found = listed(sources, path) if classes is None else _of_classes(sources, classes, path)
     if not found.of:
         reason = (
             "none lies in a folder of its class; give a list or a table"
@@ -98,7 +97,7 @@ def folder_classes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({found for name in names if (found := folder_class(name)) is not None}))
 
 
-def _by_folder(sources: Sequence[Source]) -> Labelled:
+def folder_labels(sources: Sequence[Source]) -> Labelled:
     """Let each video be of the class of its folder."""
     of = {s.name: found for s in sources if (found := folder_class(s.name)) is not None}
     return Labelled(list(sources), folder_classes(source.name for source in sources), of, [])
@@ -110,9 +109,13 @@ def _of_classes(sources: Sequence[Source], classes: tuple[str, ...], path: Path)
     return Labelled([s for s in sources if s.name in of], classes, of, [])
 
 
-def _listed(sources: Sequence[Source], path: Path) -> Labelled:
-    """Take the videos that a list or a table names."""
-    entries = list(_read_table(path) if path.suffix.lower() == ".csv" else _read_list(path))
+def listed(sources: Sequence[Source], path: Path) -> Labelled:
+    """Take the videos that a list or a table names.
+
+    Raises:
+        DataError: If it cannot be read, or names a video or a class in two ways.
+    """
+    entries = list(_read_table(path) if is_table(path) else _read_list(path))
     by_file: defaultdict[str, list[Source]] = defaultdict(list)
     for each in sources:
         by_file[PurePosixPath(each.name).name].append(each)
@@ -196,26 +199,12 @@ def _read_list(path: Path) -> Iterator[Entry]:
 
 def _read_table(path: Path) -> Iterator[Entry]:
     """Read a table with the columns path and label; an empty label means no class."""
-    rows = csv.DictReader(StringIO(_text(path), newline=""))
-    if not {"path", "label"} <= set(rows.fieldnames or ()):
-        raise DataError(
-            f"{path}: has the columns {', '.join(rows.fieldnames or ()) or 'none'}; a table of "
-            "labels needs path and label"
-        )
-    for row in rows:
-        video, label = ((row[column] or "").strip() for column in ("path", "label"))
-        if video:
-            yield Entry(video.replace("\\", "/"), label or None)
+    for line, values in read_values(path, ("path", "label")):
+        where = f"{path}, line {line}"
+        if video := text_of(values, "path", where):
+            yield Entry(video.replace("\\", "/"), text_of(values, "label", where))
 
 
 def _lines(path: Path) -> list[str]:
     """Read the lines of a file that are not empty."""
-    return [line.strip() for line in _text(path).splitlines() if line.strip()]
-
-
-def _text(path: Path) -> str:
-    """Read a text file."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as text ({error})") from error
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]

@@ -4,7 +4,7 @@ Slower by as much as encoding costs, but nothing is written, and every window of
 Axes: k rows asked for, c latent channels, n flat length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from pvdm_cli.data.cache import ClipRows
 from pvdm_cli.data.cache_format import Manifest, VideoRow
 from pvdm_cli.data.cache_shard import plane_moments
 from pvdm_cli.data.clips import Clips, mirrored
-from pvdm_cli.data.labels import folder_class, folder_classes
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float16]]  # [k, s, H, W, 3] -> [k, c, n]
 SAMPLE = 256  # windows that mean and standard deviation are taken from
@@ -41,10 +40,11 @@ class LiveLatents(ClipRows):
         shape: LatentShape,
         *,
         fingerprint: str,
+        labels: tuple[str, ...] = (),
+        class_of: Mapping[str, str] | None = None,
         flip: bool = False,
     ) -> None:
         self.path, self._clips, self._encode = path, clips, encode
-        labels = folder_classes(usable.source.name for usable in clips.videos)
         ids: dict[str | None, int] = {name: label for label, name in enumerate(labels)}
         copies = clips.videos * (2 if flip else 1)  # the second one of each is mirrored
         self.videos = [
@@ -54,7 +54,7 @@ class LiveLatents(ClipRows):
                 size=0,
                 mtime=0,
                 frames=usable.num_frames,
-                label=ids.get(folder_class(usable.source.name), -1),
+                label=ids.get((class_of or {}).get(usable.source.name), -1),
             )
             for number, usable in enumerate(copies)
         ]

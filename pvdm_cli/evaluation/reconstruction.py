@@ -13,9 +13,19 @@ import torch
 from torch import Tensor
 
 from pvdm_cli import weights
-from pvdm_cli.config import DataConfig, RunConfig, parse_config, read_yaml
-from pvdm_cli.data.catalog import Source, find_videos, split
+from pvdm_cli.config import (
+    AS_STORED,
+    DataConfig,
+    Policy,
+    RunConfig,
+    Selection,
+    parse_config,
+    read_yaml,
+)
+from pvdm_cli.data.catalog import Source, split
 from pvdm_cli.data.clips import Clips
+from pvdm_cli.data.labels import say_missing
+from pvdm_cli.data.selection import ALL, select
 from pvdm_cli.errors import ConfigError, DataError
 from pvdm_cli.evaluation.detector import Detector
 from pvdm_cli.evaluation.frechet import Statistics, frechet_distance
@@ -161,17 +171,24 @@ def measure_reconstruction(
     split_name: Split = "held-out",
     holdout: float = DataConfig().holdout,
     num: int | None = None,
+    selection: Selection = ALL,
+    policy: Policy = AS_STORED,
     reporter: Reporter = SILENT,
 ) -> ReconstructionResult:
     """Reconstruct the first clip of each video of a split.
 
-    The split is that of training: with the same holdout the same videos are held out.
+    The split is that of training: with the same selection and holdout the same videos are held out.
 
     Raises:
         DataError: If the split is empty, or no video of it gives a clip.
     """
-    sources = choose(find_videos(data), split_name, holdout, data)
-    clips = Clips.load(sources[:num], model.config.clip, memory_gb=0, reporter=reporter)
+    videos = select(data, selection)
+    if videos.missing:
+        reporter.say(say_missing(videos.missing))
+    sources = choose(videos.sources, split_name, holdout, data)
+    clips = Clips.load(
+        sources[:num], model.config.clip, memory_gb=0, policy=policy, reporter=reporter
+    )
     frames = model.config.clip.frames
     detector = None
     if weights.has_i3d() and frames >= FEWEST_FRAMES:
@@ -201,12 +218,16 @@ def measure_reconstruction(
     )
 
 
-def holdout_of(model: Path) -> float:
-    """Share of videos that a run has held out; the default for a model that is no run."""
+def run_config(model: Path) -> RunConfig:
+    """Configuration of a run, which says how it chose and read videos; defaults for other models.
+
+    Raises:
+        ConfigError: If it is damaged.
+    """
     kept = model / "config.yaml"
     if not kept.is_file():
-        return DataConfig().holdout
-    return parse_config(RunConfig, read_yaml(kept), where=str(kept)).data.holdout
+        return RunConfig(stage="autoencoder")
+    return parse_config(RunConfig, read_yaml(kept), where=str(kept))
 
 
 def choose(

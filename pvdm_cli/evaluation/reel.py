@@ -184,8 +184,8 @@ class Reel:
             )
 
 
-def stamp(video: Footage) -> tuple[str, int | None, int, int]:
-    """Name, part, size and time of change of a video: what tells that it is the same.
+def stamp(video: Footage) -> tuple[str, int, int]:
+    """Name, size and time of change of a video: what tells that it is the same.
 
     Raises:
         DataError: If it is gone.
@@ -194,8 +194,8 @@ def stamp(video: Footage) -> tuple[str, int | None, int, int]:
         inside = sorted(video.path.iterdir()) if video.path.is_dir() else [video.path]
         stats = [path.stat() for path in inside]
     except FileNotFoundError:
-        return video.name, video.part, 0, 0
+        return video.name, 0, 0
     except OSError as error:
         raise DataError(f"{video.path}: {error.strerror}") from error
     newest = max((stat.st_mtime_ns for stat in stats), default=0)
-    return video.name, video.part, sum(stat.st_size for stat in stats), newest
+    return video.name, sum(stat.st_size for stat in stats), newest

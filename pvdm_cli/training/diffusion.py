@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pvdm_cli.config import DiffusionConfig, RunConfig
+from pvdm_cli.config import ClipConfig, DiffusionConfig, RunConfig
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import Source, split
 from pvdm_cli.data.live import LiveLatents
+from pvdm_cli.data.source import original
 from pvdm_cli.diffusion.objective import diffusion_loss, draw, drop_labels, mask_prefix
 from pvdm_cli.diffusion.schedule import Schedule
 from pvdm_cli.errors import ConfigError, DataError
@@ -191,6 +192,23 @@ def labels_of(cache: Cache | LiveLatents, classes: Sequence[str]) -> Tensor:
     return torch.tensor([*places, NULL_CLASS])[labels]  # the last for rows without a class
 
 
+def check_stride(cache: Cache, clip: ClipConfig) -> None:
+    """Refuse a cache of another frame stride.
+
+    Raises:
+        DataError: Naming both.
+    """
+    stride = cache.manifest.clip.frame_stride
+    if stride != clip.frame_stride:
+        raise DataError(
+            f"cache {cache.path} has every frame_stride={stride}-th frame, the settings say "
+            f"clip.frame_stride={clip.frame_stride}; give clip.frame_stride={stride}"
+        )
+
+
+FREE = {"frame_stride"}  # an autoencoder does not know what it was trained on; the cache does
+
+
 def check_geometry(config: RunConfig, autoencoder: Model) -> None:
     """Refuse an autoencoder of another geometry than the configuration's.
 
@@ -200,7 +218,11 @@ def check_geometry(config: RunConfig, autoencoder: Model) -> None:
     ours, theirs = config.model(), autoencoder.config
     for section in ("clip", "autoencoder"):
         mine, other = getattr(ours, section), getattr(theirs, section)
-        keys = [key for key in type(mine).model_fields if getattr(mine, key) != getattr(other, key)]
+        keys = [
+            key
+            for key in type(mine).model_fields
+            if getattr(mine, key) != getattr(other, key) and key not in FREE
+        ]
         if keys:
             pairs = ", ".join(
                 f"{section}.{key}={getattr(mine, key)} (the autoencoder has {getattr(other, key)})"
@@ -232,10 +254,10 @@ def _predecessors(cache: Cache | LiveLatents, diffusion: DiffusionConfig) -> Ten
 def _split_rows(cache: Cache | LiveLatents, holdout: float) -> tuple[Tensor, Tensor]:
     """Rows of the training videos and of those held out (by hash of the video's name)."""
     used = [video for video in cache.videos if len(cache.rows_of(video.video))]
-    sources = [Source(Path(video.path), video.path) for video in used]
+    sources = [Source(Path(video.path), original(video.path)) for video in used]
     _, held_out = split(sources, holdout)
     names = {source.name for source in held_out}
-    chosen = [video.video for video in used if video.path in names]
+    chosen = [video.video for video in used if original(video.path) in names]
     numbers = torch.tensor(chosen, dtype=torch.int64)
     held = torch.isin(cache.index[:, 0], numbers)
     rows = torch.arange(len(cache))

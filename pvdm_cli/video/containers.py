@@ -1,9 +1,10 @@
 """Decode video files with FFmpeg (through PyAV): upright RGB frames, one at a time."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,15 +19,20 @@ from numpy.typing import NDArray
 
 from pvdm_cli.errors import VideoError
 from pvdm_cli.video.stills import flatten_alpha
+from pvdm_cli.video.timing import SLACK
 
 # More threads cost memory and start-up for little gain on the clips that are usual here.
 MAX_THREADS = 4
+SEEK_FROM = 10.0  # seconds that are decoded in vain rather than jumped over
+SEEK_MARGIN = 5.0  # so much earlier a jump goes: the first frames may lack what they refer to
 
 
 class Header(NamedTuple):
     """What a container says about its video stream; the size is that of the upright picture."""
 
     num_frames: int | None
+    estimate: int | None
+    truncated: bool
     fps: Fraction | None
     height: int
     width: int
@@ -75,50 +81,105 @@ def header(path: Path) -> Header:
             height, width = width, height
         # Other containers may count frames that are never shown (AVI: placeholders), or none.
         trusted = container.format.name.startswith("mov")
+        fps = stream.average_rate or stream.guessed_rate
         return Header(
             num_frames=(stream.frames or None) if trusted else None,
-            fps=stream.average_rate or stream.guessed_rate,
+            estimate=stream.frames or _by_duration(container, stream, fps),
+            truncated=_end(container, stream, path) > path.stat().st_size,
+            fps=fps,
             height=height,
             width=width,
             codec=stream.codec_context.name,
         )
 
 
-def count(path: Path) -> int:
-    """Count the frames by decoding them all.
-
-    Raises:
-        VideoError: As `frames`.
-    """
-    with open_video(path) as (container, stream):
-        return sum(1 for _ in _decoded(container, stream, path))
+def _by_duration(
+    container: InputContainer, stream: VideoStream, fps: Fraction | None
+) -> int | None:
+    """Frames that a video has if its header tells its duration rightly."""
+    if fps is None:
+        return None
+    if stream.duration is not None and stream.time_base is not None:
+        return round(stream.duration * stream.time_base * fps)
+    return None if container.duration is None else round(container.duration / 1e6 * fps)
 
 
 def frames(
-    path: Path, *, start: int = 0, stride: int = 1, keep_partial: bool = False
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield every stride-th frame from start on, upright, uint8 [H, W, 3].
+    path: Path, *, since: float = 0, keep_partial: bool = False
+) -> Iterator[tuple[float | None, Callable[[], NDArray[np.uint8]]]]:
+    """Yield for every frame the seconds since the beginning and what converts it.
 
-    Colours are converted as FFmpeg does: by the stream's matrix (BT.601 if it names none) and
-    range.
+    Converted, a frame is upright, uint8 [H, W, 3]. Colours are converted as FFmpeg does: by the
+    stream's matrix (BT.601 if it names none) and range.
+
+    Args:
+        path: Any container FFmpeg knows.
+        since: Frames that begin earlier need not come.
+        keep_partial: End quietly at a decode error, after the frames before it.
 
     Raises:
         VideoError: If the file cannot be opened, breaks off, or a frame is damaged; with
             keep_partial only if no frame at all comes before that.
     """
+    begun = False
+    try:
+        for timed in _frames(path, since, keep_partial):
+            begun = True
+            yield timed
+    except VideoError:
+        if begun or since < SEEK_FROM:
+            raise
+        yield from _frames(path, 0, keep_partial)  # the jump itself may be to blame
+
+
+def _frames(
+    path: Path, since: float, keep_partial: bool
+) -> Iterator[tuple[float | None, Callable[[], NDArray[np.uint8]]]]:
+    """Yield frames as `frames` does, after a jump if `since` is late."""
     reformatter = VideoReformatter()
+    zero: float | None = None
     number = -1
     with open_video(path, frame_threads=not keep_partial) as (container, stream):
+        if stream.start_time is not None and stream.time_base is not None:
+            zero = float(stream.start_time * stream.time_base)
+        sought = _seek(container, stream, since)
         try:
-            for number, frame in enumerate(_decoded(container, stream, path)):
-                if number >= start and (number - start) % stride == 0:
-                    yield _upright_rgb(frame, reformatter, path)
+            for number, frame in enumerate(_decoded(container, stream, path, sought)):
+                time = _time(frame)
+                if time is None and stream.average_rate:
+                    time = number / float(stream.average_rate)
+                if zero is None:
+                    zero = time
+                seconds = None if time is None or zero is None else time - zero
+                yield seconds, partial(_upright_rgb, frame, reformatter, path)
         except VideoError:
             if not keep_partial or number < 0:
                 raise
             return
-    if number < 0:
+    if number < 0 and not sought:
         raise VideoError(f"{path}: not one frame can be decoded")
+
+
+def _time(frame: VideoFrame) -> float | None:
+    """When a frame is shown, in seconds of the stream's clock."""
+    if frame.pts is None or frame.time_base is None:
+        return None
+    return float(frame.pts * frame.time_base)
+
+
+def _seek(container: InputContainer, stream: VideoStream, since: float) -> float:
+    """Go to a key frame well before a late beginning, where that can be trusted.
+
+    Returns:
+        The time of the stream from which on frames count; 0: from the first.
+    """
+    trusted = container.format.name.startswith(("mov", "matroska"))
+    if since < SEEK_FROM or not trusted or stream.start_time is None or stream.time_base is None:
+        return 0
+    at = round(since / stream.time_base) + stream.start_time
+    margin = round(SEEK_MARGIN / stream.time_base)
+    container.seek(max(stream.start_time, at - margin), stream=stream, backward=True)
+    return float(at * stream.time_base)
 
 
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -135,15 +196,20 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     return moving[0]
 
 
-def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
+def _decoded(
+    container: InputContainer, stream: VideoStream, path: Path, since: float = 0
+) -> Iterator[VideoFrame]:
     """Yield decoded frames; any damage is an error, although FFmpeg would often paint over it.
 
-    Only packets of the video stream are looked at, so a broken audio track does no harm.
+    Only packets of the video stream are looked at, so a broken audio track does no harm. After a
+    jump, frames before the time `since` may lack what they refer to, and are passed over.
     """
     number = 0
     try:
         for packet in container.demux(stream):
             for frame in packet.decode():
+                if since and (time := _time(frame)) is not None and time < since - SLACK:
+                    continue
                 if frame.is_corrupt:
                     raise VideoError(f"{path}: frame {number} is damaged")
                 yield frame
@@ -157,16 +223,17 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
 
 def _expect_whole(container: InputContainer, stream: VideoStream, path: Path, number: int) -> None:
     """Refuse a file that by its own account is longer: FFmpeg takes a missing end for the end."""
-    name = container.format.name
-    if name.startswith("mov"):
-        end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    elif name.startswith("matroska"):
-        end = _matroska_end(path)
-    else:
-        return
-    size = path.stat().st_size
+    end, size = _end(container, stream, path), path.stat().st_size
     if end > size:
         raise VideoError(f"{path}: truncated after {number} frames ({size} of {end} bytes)")
+
+
+def _end(container: InputContainer, stream: VideoStream, path: Path) -> int:
+    """Return where a file ends by its own account, 0 if it has none."""
+    name = container.format.name
+    if name.startswith("mov"):
+        return max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    return _matroska_end(path) if name.startswith("matroska") else 0
 
 
 def _matroska_end(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Centre crop to the target's aspect ratio, then resize: frames uint8 [H, W, 3] in and out."""
+"""Crop to the target's aspect ratio (or pad to it), then resize: frames uint8 [H, W, 3]."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -24,6 +24,8 @@ class Geometry(NamedTuple):
     width: int
     resize: str = "area"
     antialias: bool = True
+    place: float = 0.5  # of the crop, from the top or left (0) to the bottom or right (1)
+    letterbox: bool = False  # show all of the frame, on black
 
     @classmethod
     def of(cls, clip: ClipConfig) -> "Geometry":
@@ -48,20 +50,39 @@ class Box(NamedTuple):
     width: int
 
 
-def centre_crop(height: int, width: int, geometry: Geometry) -> Box:
-    """Find the largest centred box that has the target's aspect ratio (rounded to pixels)."""
+def crop(height: int, width: int, geometry: Geometry) -> Box:
+    """Find the largest box that has the target's aspect ratio (rounded to pixels)."""
     if width * geometry.height > height * geometry.width:
         cropped = max(1, round(height * geometry.width / geometry.height))
-        return Box(0, (width - cropped) // 2, height, cropped)
+        return Box(0, int((width - cropped) * geometry.place), height, cropped)
     cropped = max(1, round(width * geometry.height / geometry.width))
-    return Box((height - cropped) // 2, 0, cropped, width)
+    return Box(int((height - cropped) * geometry.place), 0, cropped, width)
+
+
+def inner(height: int, width: int, geometry: Geometry) -> Box:
+    """Find where in the target the whole of a frame goes, its aspect ratio kept."""
+    scale = min(geometry.height / height, geometry.width / width)
+    rows = min(geometry.height, max(1, round(height * scale)))
+    columns = min(geometry.width, max(1, round(width * scale)))
+    return Box((geometry.height - rows) // 2, (geometry.width - columns) // 2, rows, columns)
 
 
 def fit(frame: Frame, geometry: Geometry) -> Frame:
-    """Crop and resize one frame to [geometry.height, geometry.width, 3]."""
-    box = centre_crop(frame.shape[0], frame.shape[1], geometry)
+    """Crop (or pad) and resize one frame to [geometry.height, geometry.width, 3]."""
+    if geometry.letterbox:
+        box = inner(frame.shape[0], frame.shape[1], geometry)
+        shown = _resized(frame, geometry._replace(height=box.height, width=box.width))
+        sheet = np.zeros((geometry.height, geometry.width, 3), np.uint8)
+        sheet[box.top : box.top + box.height, box.left : box.left + box.width] = shown
+        return sheet
+    box = crop(frame.shape[0], frame.shape[1], geometry)
     cut = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-    cut = np.require(cut, requirements=["C", "W"])  # torch takes no read-only arrays
+    return _resized(cut, geometry)
+
+
+def _resized(frame: Frame, geometry: Geometry) -> Frame:
+    """Resize one frame, which may be a view of another, if need be."""
+    cut = np.require(frame, requirements=["C", "W"])  # torch takes no read-only arrays
     if cut.shape[:2] == (geometry.height, geometry.width):
         return cut
     return RESIZERS[geometry.resize](cut, geometry)

@@ -1,4 +1,4 @@
-"""Animated gif and webp files and folders of frames, through Pillow: RGB frames, one at a time."""
+"""Animated gif and webp, stacks of tiff pages, folders of frames, through Pillow: RGB frames."""
 
 import re
 import struct
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, ImageSequence
 from pvdm_cli.errors import VideoError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+STACK_SUFFIXES = frozenset({".tif", ".tiff"})  # formats whose files may hold many pages
 # What Pillow raises on damaged files, depending on the format and the place of the damage.
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
 
@@ -63,48 +64,98 @@ def animation_header(path: Path) -> tuple[int, Fraction]:
     return num_frames, Fraction(1000 * num_frames, milliseconds or 100 * num_frames)
 
 
-def animation_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames of a gif or webp, uint8 [H, W, 3].
+def animation_frames(path: Path) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Yield the frames of a gif or webp, uint8 [H, W, 3], after the seconds at which they begin.
+
+    Raises:
+        VideoError: If it cannot be read.
+    """
+    milliseconds = 0
+    with _readable(path), Image.open(path) as image:
+        for frame in ImageSequence.Iterator(image):
+            pixels = to_rgb(np.asarray(frame.convert("RGBA")))
+            yield milliseconds / 1000, pixels
+            milliseconds += frame.info.get("duration", 0) or 100
+
+
+def is_stack(path: Path) -> bool:
+    """Whether a file is a tiff of several pages; one that cannot be read is not."""
+    if path.suffix.lower() not in STACK_SUFFIXES:
+        return False
+    try:
+        return num_pages(path) > 1
+    except VideoError:
+        return False
+
+
+def num_pages(path: Path) -> int:
+    """Count the pages of a tiff.
 
     Raises:
         VideoError: If it cannot be read.
     """
     with _readable(path), Image.open(path) as image:
-        for frame in ImageSequence.Iterator(image):
-            yield to_rgb(np.asarray(frame.convert("RGBA")))
+        return getattr(image, "n_frames", 1)
 
 
-def folder_frames(folder: Path) -> Iterator[NDArray[np.uint8]]:
-    """Yield the images of a folder as frames, uint8 [H, W, 3], turned as their EXIF data says.
+def stack_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pages of a tiff as frames, uint8 [H, W, 3].
 
     Raises:
-        VideoError: If the folder has no images, or one of them is broken.
+        VideoError: If it cannot be read.
+    """
+    with _readable(path), Image.open(path) as image:
+        for page in ImageSequence.Iterator(image):
+            yield _to_frame(page)
+
+
+def folder_images(folder: Path) -> list[Path]:
+    """List the images of a folder that is a video.
+
+    Raises:
+        VideoError: If the folder has none.
     """
     files = image_files(folder)
     if not files:
         raise VideoError(f"{folder}: holds no images to take as frames")
-    for path in files:
-        yield read_image(path)
+    return files
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read one image as uint8 [H, W, 3].
 
     Raises:
-        VideoError: If it is broken.
+        VideoError: If it is broken, or a tiff of several pages.
     """
     with _readable(path), Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "I":  # how some versions of Pillow open 16-bit grey
-            return to_rgb(np.asarray(upright).clip(0, 65535).astype(np.uint16))
-        if upright.mode not in {"L", "RGB", "I;16"}:
-            upright = upright.convert("RGBA")
-        return to_rgb(np.asarray(upright))
+        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+            raise VideoError(
+                f"{path}: has several pages, and lies among single ones; a video is either a "
+                "folder of single pages or a file of several"
+            )
+        return _to_frame(ImageOps.exif_transpose(image))
+
+
+def _to_frame(image: Image.Image) -> NDArray[np.uint8]:
+    """Turn the pixels of an opened image into uint8 [H, W, 3]."""
+    if image.mode == "F":
+        raise VideoError(
+            f"{getattr(image, 'filename', '')}: has float pixels, and where black and white are "
+            "is not known; save 8 or 16 bits"
+        )
+    if image.mode == "I":  # how some versions of Pillow open 16-bit grey
+        return to_rgb(np.asarray(image).clip(0, 65535).astype(np.uint16))
+    if image.mode not in {"L", "RGB"} and not image.mode.startswith("I;16"):
+        image = image.convert("RGBA")
+    return to_rgb(np.asarray(image))
 
 
 def to_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Turn grey [H, W], RGB or RGBA [H, W, c] of 8 or 16 bits into uint8 [H, W, 3]."""
-    if pixels.dtype == np.uint16:
+    """Turn grey [H, W], RGB or RGBA [H, W, c] of 8 or 16 bits into uint8 [H, W, 3].
+
+    The full range of 16 bits is taken for black to white: 65535 becomes 255.
+    """
+    if pixels.dtype.itemsize == 2:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.ndim == 2:
         return np.repeat(pixels[..., None], 3, axis=-1)

@@ -211,10 +211,10 @@ def test_a_decode_error_refuses_the_whole_video_or_keeps_what_precedes_it(
 ) -> None:
     real = read.stream
 
-    def breaks(path: Path, *args: Any, **options: Any) -> Any:
+    def breaks(path: read.Readable, *args: Any, **options: Any) -> Any:
         for number, frame in enumerate(real(path, *args, **options)):
-            if path == skies[1].path and number == 20:
-                raise VideoError(f"{path}: broken at frame 20")
+            if read.file_of(path) == skies[1].path and number == 20:
+                raise VideoError(f"{skies[1].path}: broken at frame 20")
             yield frame
 
     monkeypatch.setattr("pvdm_cli.video.read.stream", breaks)

@@ -77,7 +77,7 @@ def test_videos_stay_on_their_side_when_others_are_added() -> None:
 
 
 def test_a_split_does_not_depend_on_where_the_folder_is() -> None:
-    moved = [Source(Path("/elsewhere") / name, name) for _, name in sources(50)]
+    moved = [Source(Path("/elsewhere") / s.name, s.name) for s in sources(50)]
     assert [s.name for s in split(moved, 0.3)[1]] == [s.name for s in split(sources(50), 0.3)[1]]
 
 

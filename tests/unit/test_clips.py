@@ -14,7 +14,7 @@ from pvdm_cli.data import clips as clips_module
 from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.errors import DataError, VideoError
-from pvdm_cli.video.read import probe, read
+from pvdm_cli.video.read import Geometry, probe, read
 from pvdm_cli.video.write import write_video
 
 CLIP = ClipConfig(frames=4, height=16, width=24)
@@ -110,7 +110,7 @@ def test_a_stride_takes_every_third_frame_and_lowers_the_rate(videos: Path) -> N
     found = load(videos, STRIDED)
     assert [video.source.name for video in found.videos] == ["a.mp4", "b", "c.gif"]
     assert [video.num_frames for video in found.videos] == [7, 4, 4]
-    frames = read(videos / "a.mp4", clips_module.Geometry.of(CLIP))
+    frames = read(videos / "a.mp4", Geometry.of(CLIP))
     np.testing.assert_array_equal(found.window(0, 2), frames[[6, 9, 12, 15]])
     assert found.fps == pytest.approx(10 / 3)
     assert load(videos).fps == pytest.approx(10)

@@ -109,7 +109,7 @@ def test_a_table_may_leave_videos_without_a_class(tmp_path: Path) -> None:
         (
             "t.csv",
             ["path,class", "run/1.mp4,run"],
-            "has the columns path, class; a table of labels",
+            "has the columns path, class; a table needs path and label",
         ),
         ("t.csv", [], "has the columns none"),
         ("t.csv", ["path,label", "1.mp4,a", "run/1.mp4,b"], "is there twice, with different"),

@@ -10,7 +10,7 @@ from tiny import tiny_model
 
 from pvdm_cli import weights
 from pvdm_cli.evaluation import reconstruction
-from pvdm_cli.evaluation.reconstruction import FeatureDistance, holdout_of, measure_reconstruction
+from pvdm_cli.evaluation.reconstruction import FeatureDistance, measure_reconstruction, run_config
 from pvdm_cli.evaluation.ssim import ssim
 from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.video.pixels import psnr, to_float, to_uint8
@@ -89,6 +89,6 @@ def test_the_distance_of_features_looks_at_the_originals_once(
 
 
 def test_the_share_held_out_is_that_of_the_run(tmp_path: Path) -> None:
-    assert holdout_of(tmp_path) == 0.05
+    assert run_config(tmp_path).data.holdout == 0.05
     (tmp_path / "config.yaml").write_text("stage: autoencoder\ndata: {holdout: 0.3}\n")
-    assert holdout_of(tmp_path) == 0.3
+    assert run_config(tmp_path).data.holdout == 0.3

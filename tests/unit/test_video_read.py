@@ -50,7 +50,7 @@ def levels(frames: NDArray[np.uint8]) -> list[int]:
 
 def test_probe_tells_size_rate_and_length(steps: Path) -> None:
     info = probe(steps)
-    assert info[1:] == (10, 12.5, 32, 48, "h264")
+    assert info[1:6] == (10, 12.5, 32, 48, "h264")
     assert info.path == steps
 
 
@@ -142,7 +142,7 @@ def test_frames_of_a_folder_come_in_natural_order(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a frame")
     frames = read(tmp_path)
     assert frames[:, 0, 0, 0].tolist() == [1, 9, 10, 100]
-    assert probe(tmp_path)[1:] == (4, None, 4, 6, "png")
+    assert probe(tmp_path)[1:6] == (4, None, 4, 6, "png")
     assert count_frames(tmp_path) == 4
 
 

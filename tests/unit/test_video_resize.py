@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from pvdm_cli.config import ClipConfig
 from pvdm_cli.errors import ConfigError
-from pvdm_cli.video.resize import Box, Geometry, centre_crop, fit
+from pvdm_cli.video.resize import Box, Geometry, crop, fit
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -34,7 +34,7 @@ def exact_area(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 def test_the_crop_is_the_largest_centred_box_of_the_targets_shape(
     size: tuple[int, int], target: tuple[int, int], box: Box
 ) -> None:
-    assert centre_crop(*size, Geometry(*target)) == box
+    assert crop(*size, Geometry(*target)) == box
 
 
 @pytest.mark.parametrize(("size", "target"), [((48, 64), (12, 16)), ((35, 56), (20, 32))])
@@ -59,7 +59,7 @@ def test_bilinear_is_torchs_on_floats_within_a_grey_level(
     size: tuple[int, int], target: tuple[int, int], antialias: bool
 ) -> None:
     frame = noise(*size)
-    box = centre_crop(*size, Geometry(*target))
+    box = crop(*size, Geometry(*target))
     cut = frame[box.top : box.top + box.height, box.left : box.left + box.width]
     x = torch.from_numpy(cut.copy()).permute(2, 0, 1)[None].float()
     expected = F.interpolate(x, target, mode="bilinear", align_corners=False, antialias=antialias)[
