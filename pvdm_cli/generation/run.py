@@ -175,10 +175,12 @@ class _Run:
         jobs = []
         for place, item in enumerate(items):
             there = found.get(item.name)
-            if there is None:
+            frames = there["settings"]["frames"] if there else 0
+            # A gif's palette is that of its own frames: a longer one is drawn anew.
+            if not there or (frames < self.request.frames and self.request.format == "gif"):
                 jobs.append(Job(place, item, None))
-            elif there["settings"]["frames"] < self.request.frames:
-                jobs.append(Job(place, item, self._state(item, there["settings"]["frames"])))
+            elif frames < self.request.frames:
+                jobs.append(Job(place, item, self._state(item, frames)))
         return jobs
 
     def _state(self, item: Item, frames: int) -> State | None:

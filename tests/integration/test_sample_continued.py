@@ -21,7 +21,7 @@ from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import save_model
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import Silent
-from pvdm_cli.video import read
+from pvdm_cli.video import read, write
 
 QUICK = {"steps": "4/2", "device": "cpu", "format": "npz"}
 
@@ -129,11 +129,19 @@ def test_other_formats_go_on_without_losing_what_they_have(
         assert told.stderr == ""
 
 
-def test_a_gif_cannot_go_on_and_says_so(plain: Path, tmp_path: Path) -> None:
-    api.sample(plain, tmp_path, frames=5, **{**QUICK, "format": "gif"})
-    with pytest.raises(PvdmError, match="one palette for all its frames"):
-        api.sample(plain, tmp_path, frames=9, **{**QUICK, "format": "gif"})
-    assert len(read.read(tmp_path / "video-00000.gif")) == 5
+def test_a_longer_gif_is_drawn_anew(plain: Path, tmp_path: Path) -> None:
+    run = {**QUICK, "format": "gif"}
+    api.sample(plain, tmp_path / "a", frames=5, **run)
+    again = api.sample(plain, tmp_path / "a", frames=9, **run)
+    assert (again.made, again.continued) == (1, 0)
+    api.sample(plain, tmp_path / "b", frames=9, **run)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    place = tmp_path / "a/video-00000.gif"
+    with (
+        pytest.raises(PvdmError, match="one palette for all its frames"),
+        write.open_writer(place, fps=7, height=16, width=24, old=write.Old(place, 5)),
+    ):
+        pass
 
 
 def test_what_cannot_be_continued_says_why(plain: Path, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_video_is_the_same_in_any_batch(sampler: str) -> None:
     together = run(model, 2, 0, 1, 2, sampler=sampler)
     alone = run(model, 2, 1, sampler=sampler)
     for clips, clip in zip(together, alone, strict=True):
-        torch.testing.assert_close(clips[1:2], clip, rtol=1e-3, atol=1e-4)
+        assert (clips[1:2] - clip).norm() < 1e-4 * clip.norm()
         assert (clips[0] - clips[1]).abs().mean() > 0.1  # and videos differ
 
 
