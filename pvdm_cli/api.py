@@ -15,7 +15,8 @@ from pvdm_cli.config import load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
 from pvdm_cli.data.cache import Cache
-from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
+from pvdm_cli.data.cache_appender import SHARD_BYTES, SHARD_SECONDS
+from pvdm_cli.data.cache_writer import discard_cache
 from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.data.labels import label_videos
 from pvdm_cli.decoding import DecodeResult, decode_cache, load_maker
@@ -100,8 +101,10 @@ def encode(
     autoencoder: str = "demo",
     labels: str | Path | None = None,
     window_stride: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    workers: int | None = None,
     precision: str = "fp32",
+    compiled: bool = False,
     strict: bool = False,
     keep_partial: bool = False,
     by_hash: bool = False,
@@ -128,7 +131,9 @@ def encode(
         out,
         window_stride=window_stride,
         batch_size=batch_size,
+        workers=workers,
         precision=precision,
+        compiled=compiled,
         strict=strict,
         keep_partial=keep_partial,
         by_hash=by_hash,

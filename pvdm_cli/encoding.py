@@ -7,27 +7,27 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pvdm_cli import files
 from pvdm_cli.config import parse_config
-from pvdm_cli.data.cache_format import Identity, Rounding, Skipped, VideoRow
-from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, CacheWriter, Plan, Stamp
+from pvdm_cli.data.cache_appender import SHARD_BYTES, SHARD_SECONDS
+from pvdm_cli.data.cache_format import Identity, Skipped
+from pvdm_cli.data.cache_writer import CacheWriter, Plan, Stamp
 from pvdm_cli.data.catalog import Source
-from pvdm_cli.data.feed import Clip, Ended, Failed, Job, feed
+from pvdm_cli.data.decoder import POSSIBLE, Process
+from pvdm_cli.data.feed import Decoder, Here
 from pvdm_cli.data.labels import Labelled, say_missing
-from pvdm_cli.errors import DataError, ModelError, VideoError
-from pvdm_cli.latents import flatten
+from pvdm_cli.encoder import Encoder
+from pvdm_cli.errors import DataError
 from pvdm_cli.model import Model
+from pvdm_cli.pipeline import Pipeline, Speed, Work
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.runtime import autocast
-from pvdm_cli.video import pixels
+
+MAX_DECODERS = 4  # by default, for one accelerator
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class EncodeResult:
     skipped: list[Skipped]
     classes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # listed with a class, but not there
+    speed: Speed = field(default_factory=Speed)
 
     @property
     def clips_per_second(self) -> float:
@@ -57,8 +58,10 @@ def encode_videos(
     out: Path,
     *,
     window_stride: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    workers: int | None = 0,
     precision: str = "fp32",
+    compiled: bool = False,
     strict: bool = False,
     keep_partial: bool = False,
     by_hash: bool = False,
@@ -76,8 +79,11 @@ def encode_videos(
         sources: The videos.
         out: The cache folder.
         window_stride: Frames between the starts of two clips; None: clips touch.
-        batch_size: Clips per forward pass, of one or several videos.
+        batch_size: Clips per forward pass, of one or several videos; None: what suits the device.
+            It is halved where memory runs out.
+        workers: Decoding processes; 0: threads of this one; None: as many as the device needs.
         precision: fp32 | bf16 | fp16 arithmetic; the cache is fp16 anyway.
+        compiled: Hand the encoder to torch.compile, which takes a minute or more to begin with.
         strict: Stop at the first video that cannot be used.
         keep_partial: Keep the frames before a decode error instead of skipping the video.
         by_hash: Know a video by the hash of its content, not by its name, size and time.
@@ -97,6 +103,7 @@ def encode_videos(
         reporter.say(say_missing(missing))
     identity = identity_of(model, window_stride, precision=precision, keep_partial=keep_partial)
     autoencoder, source = hints or (None, None)
+    speed = Speed()
     with CacheWriter(
         out,
         identity,
@@ -109,9 +116,26 @@ def encode_videos(
         classes = (labelled.names, labelled.of) if labelled else ()
         plan = writer.plan(_stamps(sources, by_hash, reporter), *classes)
         _say_changes(plan, reporter)
-        run = _Run(model, identity, writer, batch_size, strict, reporter)
         if not writer.complete:
-            run.encode(plan.todo, {source.name: source.path for source in sources})
+            if plan.todo:
+                paths = {source.name: source.path for source in sources}
+                have = {row.video: writer.present(row.video) for row in plan.todo}
+                work = Work(plan.todo, paths, have)
+                encoder = Encoder(
+                    model,
+                    batch_size=batch_size,
+                    precision=precision,
+                    compiled=compiled,
+                    reporter=reporter,
+                )
+                pipeline = Pipeline(
+                    work, identity, encoder, writer, strict=strict, reporter=reporter
+                )
+                decoders = decoders_for(identity, model.device, workers)
+                reporter.start("encoding", unit="clip")
+                pipeline.run(work.order(ranks=1), decoders)
+                reporter.done()
+                speed = pipeline.speed(len(decoders))
             writer.finish()
         manifest, skipped = writer.manifest, writer.skipped
     if not manifest.clips:
@@ -123,13 +147,14 @@ def encode_videos(
         out=out,
         videos=manifest.videos,
         clips=manifest.clips,
-        new_clips=run.clips,
+        new_clips=speed.clips,
         bytes=manifest.bytes,
         fps=manifest.fps,
         seconds=time.monotonic() - began,
         skipped=skipped,
         classes=list(manifest.labels),
         missing=missing,
+        speed=speed,
     )
 
 
@@ -198,99 +223,22 @@ def _stamps(sources: Sequence[Source], by_hash: bool, reporter: Reporter) -> lis
     return found
 
 
-class _Run:
-    """One pass over the videos that lack clips."""
+def decoders_for(
+    identity: Identity, device: torch.device, workers: int | None, *, ranks: int = 1
+) -> list[Decoder]:
+    """Make what decodes.
 
-    def __init__(
-        self,
-        model: Model,
-        identity: Identity,
-        writer: CacheWriter,
-        batch_size: int,
-        strict: bool,
-        reporter: Reporter,
-    ) -> None:
-        self.clips = 0
-        self._model, self._identity, self._writer = model, identity, writer
-        self._batch_size, self._strict, self._reporter = batch_size, strict, reporter
-        self._names: dict[int, str] = {}
-        self._labels: dict[int, int] = {}
-
-    def encode(self, todo: Sequence[VideoRow], paths: dict[str, Path]) -> None:
-        """Decode, batch, encode, write. The last batch may be small."""
-        jobs = [Job(row.video, paths[row.path], self._writer.present(row.video)) for row in todo]
-        self._names = {row.video: row.path for row in todo}
-        self._labels = {row.video: row.label for row in todo}
-        batch: list[Clip] = []
-        ahead = max(4, 2 * self._batch_size)
-        self._reporter.start("encoding", total=len(jobs), unit="video")
-        threads = _decoding_threads(self._model.device)
-        with closing(feed(jobs, self._identity, threads=threads, ahead=ahead)) as events:
-            for event in events:
-                if isinstance(event, Clip):
-                    batch.append(event)
-                else:
-                    self._note(event)
-                if len(batch) == self._batch_size:
-                    self._encode(batch)
-                    batch = []
-        if batch:
-            self._encode(batch)
-        self._reporter.done()
-
-    def _encode(self, batch: list[Clip]) -> None:
-        """Pass one batch through the network and on to the writer."""
-        z, rounding = encode_measured(
-            self._model, np.stack([clip.frames for clip in batch]), self._identity.precision
-        )
-        if not np.isfinite(z).all():
-            raise ModelError(
-                f"the autoencoder gives no finite latents for {self._names[batch[0].video]} with "
-                f"precision {self._identity.precision}; use fp32, or train it further"
-            )
-        rows = [(clip.video, clip.first, self._labels[clip.video]) for clip in batch]
-        self._writer.add(np.array(rows, dtype=np.int64), z, rounding)
-        self.clips += len(batch)
-        self._reporter.advance(0, clips=self.clips)
-
-    def _note(self, event: Ended | Failed) -> None:
-        """Record the end of a video, good or bad."""
-        name = self._names[event.video]
-        if isinstance(event, Failed):
-            if self._strict:
-                raise VideoError(f"{name}: {event.reason}; leave out --strict to skip such videos")
-            self._writer.skip_video(event.video, event.reason)
-            self._reporter.say(f"skipped {name}: {event.reason}")
-        else:
-            self._writer.end_video(event.video, frames=event.frames, fps=event.fps, note=event.note)
-            if event.note:
-                self._reporter.say(f"{name}: {event.note}")
-        self._reporter.advance(1)
-
-
-def encode_clips(
-    model: Model, frames: NDArray[np.uint8], precision: str = "fp32"
-) -> NDArray[np.float16]:
-    """Encode clips uint8 [b, s, H, W, 3] to flat latents fp16 [b, c, n]."""
-    return encode_measured(model, frames, precision)[0]
-
-
-def encode_measured(
-    model: Model, frames: NDArray[np.uint8], precision: str = "fp32"
-) -> tuple[NDArray[np.float16], Rounding]:
-    """Encode clips as `encode_clips` does, and tell what rounding to fp16 has cost."""
-    with torch.inference_mode(), autocast(model.device, precision):
-        x = pixels.to_float(torch.from_numpy(frames).to(model.device))
-        z = flatten(model.autoencoder.encode(x))
-        cached = z.to(torch.float16)
-        error = cached.float() - z.float()
-        largest, squares = torch.stack([error.abs().amax(), error.square().sum()]).tolist()
-        return cached.cpu().numpy(), Rounding(largest, squares)
-
-
-def _decoding_threads(device: torch.device) -> int:
-    """One thread keeps a CPU's network busy; an accelerator needs more."""
-    return 1 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+    Args:
+        identity: Clip geometry and policy.
+        device: Where the network is: one decoder keeps a CPU's busy, an accelerator needs more.
+        workers: Decoding processes; 0: threads of this one; None: as many as the device needs.
+        ranks: Processes that share this machine's cores.
+    """
+    cores = (os.cpu_count() or 1) // ranks
+    needed = 1 if device.type == "cpu" else max(1, min(MAX_DECODERS, cores))
+    if workers is None:
+        workers = needed if POSSIBLE else 0
+    return [Process(identity) for _ in range(workers)] or [Here(identity) for _ in range(needed)]
 
 
 def _say_changes(plan: Plan, reporter: Reporter) -> None:

@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,8 +49,42 @@ WindowStrideOpt = Annotated[
         help="Start a clip every N frames; by default clips touch and do not overlap.",
     ),
 ]
-BatchSizeOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Clips per forward pass.")]
+
+
+def _batch_size(text: str) -> Any:
+    """Read a number of clips, or "auto"."""
+    if text == "auto":
+        return text
+    if not text.isdigit() or not int(text):
+        raise typer.BadParameter(f"{text!r} is neither a number of clips nor 'auto'")
+    return int(text)
+
+
+BatchSizeOpt = Annotated[
+    Any,
+    typer.Option(
+        "--batch-size",
+        parser=_batch_size,
+        metavar="N|auto",
+        help="Clips per forward pass; halved where memory runs out. 'auto' suits the device.",
+    ),
+]
+WorkersOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        metavar="N",
+        help="Processes that decode; 0 decodes in threads. By default 1 on a CPU, up to 4 on a GPU.",
+    ),
+]
 PrecisionOpt = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the network.")]
+CompileOpt = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile the network first: minutes on a CPU, for more clips a second."
+    ),
+]
 StrictOpt = Annotated[
     bool, typer.Option("--strict", help="Stop at the first video that cannot be used.")
 ]
@@ -85,8 +119,10 @@ def encode(
     autoencoder: AutoencoderOpt = "demo",
     labels: LabelsOpt = None,
     window_stride: WindowStrideOpt = None,
-    batch_size: BatchSizeOpt = 8,
+    batch_size: BatchSizeOpt = "auto",
+    workers: WorkersOpt = None,
     precision: PrecisionOpt = Precision.fp32,
+    compiled: CompileOpt = False,
     strict: StrictOpt = False,
     keep_partial: KeepPartialOpt = False,
     by_hash: HashOpt = False,
@@ -119,8 +155,10 @@ def encode(
         autoencoder=autoencoder,
         labels=labels,
         window_stride=window_stride,
-        batch_size=batch_size,
+        batch_size=None if batch_size == "auto" else batch_size,
+        workers=workers,
         precision=precision.value,
+        compiled=compiled,
         strict=strict,
         keep_partial=keep_partial,
         by_hash=by_hash,
@@ -131,17 +169,23 @@ def encode(
         command=["pvdm", *(word for word in sys.argv[1:] if word != "--overwrite")],
         reporter=reporter,
     )
-    rate = f" at {result.clips_per_second:.1f} clips/s" if result.new_clips else ""
     classes = f" of {len(result.classes)} classes" if result.classes else ""
     reporter.say(
         f"{result.out}: {result.videos} videos{classes}, {result.clips} clips "
-        f"({result.bytes / 1e6:.1f} MB); {result.new_clips} clips encoded now{rate}"
+        f"({result.bytes / 1e6:.1f} MB); {result.new_clips} clips encoded now"
     )
+    speed = result.speed
+    if speed.clips:
+        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in speed.shares.items())
+        reporter.say(
+            f"{speed.clips / speed.seconds:.4g} clips/s, {speed.frames / speed.seconds:.4g} "
+            f"frames/s; busy: {shares} ({speed.limit} is the limit)"
+        )
     if result.skipped:
         reporter.say(f"{len(result.skipped)} videos skipped: {result.out / 'skipped.jsonl'}")
     if as_json:
         skipped = [{"path": one.path, "reason": one.reason} for one in result.skipped]
-        speed = {"clips_per_second": result.clips_per_second}
-        render.print_json({**asdict(result), **speed, "skipped": skipped})
+        overall = {"clips_per_second": result.clips_per_second, "limit": speed.limit}
+        render.print_json({**asdict(result), **overall, "skipped": skipped})
     if result.skipped or result.missing:
         raise typer.Exit(SOME_SKIPPED)

@@ -18,6 +18,7 @@ import torch
 from pvdm_cli.config import RunConfig
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import list_checkpoints
+from pvdm_cli.models.compiled import compile_network
 from pvdm_cli.models.cost import training_flops
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.runtime import matrix_rate, peak_memory, resolve_precision
@@ -34,7 +35,6 @@ from pvdm_cli.training.players import (
     BatchT,
     Stage,
     accumulate,
-    compile_network,
     make_players,
     update,
 )

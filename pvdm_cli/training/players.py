@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from pvdm_cli.config import RunConfig
 from pvdm_cli.model import Model
-from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.runtime import autocast, resolve_precision
 from pvdm_cli.training.optim import make_optimizer
 
@@ -105,18 +104,6 @@ def make_players(stage: Stage[Any], config: RunConfig) -> list[Player]:
         )
         for side in sides
     ]
-
-
-def compile_network(network: nn.Module) -> None:
-    """Hand a network to torch.compile; names of weights stay as they are.
-
-    The autoencoder is compiled by block: its blocks are alike, so that one is compiled for all.
-    """
-    parts: list[nn.Module] = [network]
-    if isinstance(network, Autoencoder):
-        parts = [part for part in network.modules() if getattr(part, "grain", "") == "block"]
-    for part in parts:
-        part.compile(dynamic=False)
 
 
 def accumulate(player: Player, batches: Iterator[Any], config: RunConfig) -> dict[str, Tensor]:
