@@ -246,7 +246,7 @@ def _say_changes(plan: Plan, reporter: Reporter) -> None:
     if plan.relabelled:
         reporter.say(f"{plan.relabelled} videos that are encoded already get another class")
     if plan.damaged:
-        reporter.say(f"{plan.damaged} damaged or missing shards: their clips are encoded anew")
+        reporter.say(f"damaged or missing shards: {plan.damaged}; their clips are encoded anew")
     if plan.moved:
         reporter.say(f"{plan.moved} videos are known under another name: not encoded again")
     if plan.changed or plan.removed:

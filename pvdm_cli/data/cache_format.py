@@ -70,7 +70,7 @@ class Shard(Section):
     bytes: int
     sha256: str = Field(description="of the file")
     latents: str | None = Field(None, description="sha256 of z; the file's header repeats it")
-    index: str | None = Field(None, description="sha256 of the index")
+    index: str | None = Field(None, description="sha256 of header and index")
     rounding: Rounding | None = None
     sums: list[list[float]] = Field(description="[3, c] sum of z per plane and channel")
     squares: list[list[float]] = Field(description="[3, c] sum of z^2 per plane and channel")

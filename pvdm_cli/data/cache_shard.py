@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pvdm_cli import files
 from pvdm_cli.config import LatentShape
-from pvdm_cli.data.cache_format import RESTORE, Fp16Loss, Rounding, Shard
+from pvdm_cli.data.cache_format import MANIFEST, RESTORE, Fp16Loss, Rounding, Shard
 from pvdm_cli.errors import DataError
 
 Rows = NDArray[np.int64]  # [k, 3]: video, first frame, label
@@ -38,11 +38,18 @@ def read_layout(file: Path, shard: Shard, shape: LatentShape) -> Layout:
     """
     try:
         size = file.stat().st_size
-        if size != shard.bytes:
-            raise DataError(f"{file} has {size} bytes instead of {shard.bytes}: {RESTORE}")
         with file.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(length)) if length < size else {}
+            head = handle.read(length) if length < size else b"{}"
+            header = json.loads(head)
+            told = header.get("__metadata__", {}).get("latents")
+            if shard.latents and header and told != shard.latents:
+                raise DataError(
+                    f"{file} is not the shard that {MANIFEST} tells of, one of them is another "
+                    "cache's: put the right one back, or run the same `pvdm encode` again"
+                )
+            if size != shard.bytes:
+                raise DataError(f"{file} has {size} bytes instead of {shard.bytes}: {RESTORE}")
             expected = {
                 "z": ["F16", [shard.clips, shape.c, shape.flat]],
                 "index": ["I64", [shard.clips, 3]],
@@ -51,14 +58,13 @@ def read_layout(file: Path, shard: Shard, shape: LatentShape) -> Layout:
             if found != expected:
                 raise DataError(f"{file} holds {found} instead of {expected}: {RESTORE}")
             handle.seek(8 + length + header["index"]["data_offsets"][0])
-            index = np.frombuffer(handle.read(shard.clips * 24), "<i8").reshape(-1, 3)
-        if shard.latents and header.get("__metadata__", {}).get("latents") != shard.latents:
-            raise DataError(f"{file} holds other latents than the manifest tells of: {RESTORE}")
-        if shard.index and _sha256(index) != shard.index:
+            rows = handle.read(shard.clips * 24)
+        if shard.index not in (None, hashlib.sha256(head + rows).hexdigest()):
             raise DataError(f"{file} has a damaged index: {RESTORE}")
+        index = np.frombuffer(rows, "<i8").reshape(-1, 3)
     except FileNotFoundError:
         raise DataError(f"{file} is missing: {RESTORE}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not readable ({error}): {RESTORE}") from None
     return Layout(8 + length + header["z"]["data_offsets"][0], index.astype(np.int64))
 
@@ -86,7 +92,7 @@ def read_whole(file: Path, shard: Shard, layout: Layout, shape: LatentShape) -> 
         content = np.fromfile(file, np.uint8)
     except OSError as error:
         raise DataError(f"{file}: not readable ({error.strerror}): {RESTORE}") from None
-    _require_same(file, _sha256(content), shard)
+    _require_same(file, hashlib.sha256(content.data).hexdigest(), shard)
     size = (shard.clips, shape.c, shape.flat)
     return content[layout.z_offset :].view("<f2")[: np.prod(size)].reshape(size)
 
@@ -95,11 +101,6 @@ def _require_same(file: Path, found: str, shard: Shard) -> None:
     """Compare the hash of a file with the one that the manifest names."""
     if found != shard.sha256:
         raise DataError(f"{file} is damaged: its content has changed (sha256): {RESTORE}")
-
-
-def _sha256(array: NDArray[Any]) -> str:
-    """Hash the bytes of an array."""
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
 
 
 def write_shard(
@@ -113,8 +114,10 @@ def write_shard(
     """Write a shard to `file` and describe it under the name it will be visible by."""
     # The header repeats the hash of z, so that another cache's manifest is noticed without
     # reading z.
-    latents = _sha256(z)
+    latents = hashlib.sha256(np.ascontiguousarray(z).data).hexdigest()
     safetensors.numpy.save_file({"z": z, "index": index}, file, {"latents": latents})
+    with file.open("rb") as handle:
+        head = handle.read(int.from_bytes(handle.read(8), "little"))
     file.chmod(0o644)  # the writer leaves it readable by its owner alone
     sums, squares = _plane_sums(z, shape)
     return Shard(
@@ -123,7 +126,7 @@ def write_shard(
         bytes=file.stat().st_size,
         sha256=files.sha256(file),
         latents=latents,
-        index=_sha256(index),
+        index=hashlib.sha256(head + index.astype("<i8").tobytes()).hexdigest(),
         rounding=rounding,
         sums=sums.tolist(),
         squares=squares.tolist(),

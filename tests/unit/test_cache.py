@@ -398,10 +398,11 @@ def test_other_videos_a_foreign_folder_and_a_second_writer_are_refused(tmp_path:
 
 
 def damaged(path: Path, change: Callable[[Path, dict[str, Any]], None]) -> Path:
-    """A cache with one thing wrong."""
+    """A cache with one thing wrong that no hash tells, as in those made without hashes."""
     encode(path)
     manifest = json.loads((path / "manifest.json").read_text())
     change(path, manifest)
+    manifest |= {"sha256": None, "lists": None}
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
 
