@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ from pvdm_cli.inspection import verify_cache as cache_verify
 from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here, restarted
 from pvdm_cli.report.page import Report
 from pvdm_cli.report.page import write_report as report
 from pvdm_cli.runs import run_training
@@ -120,10 +122,11 @@ def encode(
     Classes come from `labels`, see `data.labels.label_videos`. The words of `command` are kept
     in the manifest, for whoever has to repair the cache.
     """
-    sources = find_videos(videos)
+    ranks = here()
+    sources = ranks.first(partial(find_videos, videos))
     labelled = None if labels is None else label_videos(sources, labels, strict=strict)
     model = load_model(autoencoder, device)
-    if overwrite:
+    if overwrite and ranks.main and not restarted():  # else it would go with each that dies
         discard_cache(out)
     return encode_videos(
         model,

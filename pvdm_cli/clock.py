@@ -34,7 +34,7 @@ class Clock:
         """Seconds since the clock was made."""
         return time.perf_counter() - self._began
 
-    def busy(self, stage: str) -> float:
-        """Busy seconds of a stage, up to now."""
+    def share(self, stage: str, workers: int = 1) -> float:
+        """Which share of the time so far a stage was busy, on average over its workers."""
         with self._lock:
-            return self._busy[stage]
+            return self._busy[stage] / (self.elapsed * workers)

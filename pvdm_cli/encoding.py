@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import torch
 
 from pvdm_cli import files
 from pvdm_cli.config import parse_config
-from pvdm_cli.data.cache_appender import SHARD_BYTES, SHARD_SECONDS
-from pvdm_cli.data.cache_format import Identity, Skipped
+from pvdm_cli.data.cache_appender import SHARD_BYTES, SHARD_SECONDS, Appender
+from pvdm_cli.data.cache_format import Identity, Manifest, Skipped
 from pvdm_cli.data.cache_writer import CacheWriter, Plan, Stamp
 from pvdm_cli.data.catalog import Source
 from pvdm_cli.data.decoder import POSSIBLE, Process
@@ -24,10 +25,12 @@ from pvdm_cli.data.labels import Labelled, say_missing
 from pvdm_cli.encoder import Encoder
 from pvdm_cli.errors import DataError
 from pvdm_cli.model import Model
-from pvdm_cli.pipeline import Pipeline, Speed, Work
+from pvdm_cli.pipeline import Speed, Work, encode_together
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here
 
 MAX_DECODERS = 4  # by default, for one accelerator
+LAST_WORDS = 15.0  # seconds that processes without their launcher have to save what they hold
 
 
 @dataclass(frozen=True)
@@ -98,46 +101,64 @@ def encode_videos(
         DataError: If the cache cannot be continued, no video can be used, or (strict) one.
     """
     began = time.monotonic()
+    ranks = here()
     missing = labelled.missing if labelled else []
     if missing:
         reporter.say(say_missing(missing))
     identity = identity_of(model, window_stride, precision=precision, keep_partial=keep_partial)
     autoencoder, source = hints or (None, None)
-    speed = Speed()
-    with CacheWriter(
-        out,
-        identity,
-        shard_bytes=shard_bytes,
-        shard_seconds=shard_seconds,
-        autoencoder=autoencoder,
-        source=source,
-        command=command,
-    ) as writer:
-        classes = (labelled.names, labelled.of) if labelled else ()
-        plan = writer.plan(_stamps(sources, by_hash, reporter), *classes)
-        _say_changes(plan, reporter)
-        if not writer.complete:
-            if plan.todo:
-                paths = {source.name: source.path for source in sources}
-                have = {row.video: writer.present(row.video) for row in plan.todo}
-                work = Work(plan.todo, paths, have)
-                encoder = Encoder(
-                    model,
-                    batch_size=batch_size,
-                    precision=precision,
-                    compiled=compiled,
-                    reporter=reporter,
+    with ExitStack() as stack:
+        writer = CacheWriter(
+            out,
+            identity,
+            shard_bytes=shard_bytes,
+            shard_seconds=shard_seconds,
+            autoencoder=autoencoder,
+            source=source,
+            command=command,
+            patience=LAST_WORDS if ranks.size > 1 else 0.0,
+        )
+
+        def prepare() -> tuple[Work, list[int]]:
+            stack.enter_context(writer)
+            classes = (labelled.names, labelled.of) if labelled else ()
+            plan = writer.plan(_stamps(sources, by_hash, reporter), *classes)
+            _say_changes(plan, reporter)
+            paths = {source.name: source.path for source in sources}
+            have = {row.video: writer.present(row.video) for row in plan.todo}
+            work = Work(plan.todo, {row.path: paths[row.path] for row in plan.todo}, have)
+            return work, [writer.next_shard(rank) for rank in range(ranks.size)]
+
+        def finish() -> tuple[Manifest, list[Skipped]]:
+            return writer.manifest if writer.complete else writer.finish(), writer.skipped
+
+        work, next_shards = ranks.first(prepare)
+        speed = Speed()
+        if work.todo:
+            appender: Appender = writer
+            if not ranks.main:
+                number = next_shards[ranks.rank]
+                appender = Appender(
+                    out,
+                    identity.shape,
+                    shard_bytes=shard_bytes,
+                    shard_seconds=shard_seconds,
+                    rank=ranks.rank,
+                    next_shard=number,
                 )
-                pipeline = Pipeline(
-                    work, identity, encoder, writer, strict=strict, reporter=reporter
-                )
-                decoders = decoders_for(identity, model.device, workers)
-                reporter.start("encoding", unit="clip")
-                pipeline.run(work.order(ranks=1), decoders)
-                reporter.done()
-                speed = pipeline.speed(len(decoders))
-            writer.finish()
-        manifest, skipped = writer.manifest, writer.skipped
+                stack.enter_context(appender)
+            encoder = Encoder(
+                model,
+                batch_size=batch_size,
+                precision=precision,
+                compiled=compiled,
+                reporter=reporter,
+            )
+            decoders = decoders_for(identity, model.device, workers)
+            speed = encode_together(
+                ranks, work, identity, encoder, appender, decoders, strict=strict, reporter=reporter
+            )
+        manifest, skipped = ranks.first(finish)
     if not manifest.clips:
         raise DataError(
             f"none of the {len(sources)} videos could be encoded; {out}/skipped.jsonl says why "
@@ -223,18 +244,15 @@ def _stamps(sources: Sequence[Source], by_hash: bool, reporter: Reporter) -> lis
     return found
 
 
-def decoders_for(
-    identity: Identity, device: torch.device, workers: int | None, *, ranks: int = 1
-) -> list[Decoder]:
+def decoders_for(identity: Identity, device: torch.device, workers: int | None) -> list[Decoder]:
     """Make what decodes.
 
     Args:
         identity: Clip geometry and policy.
         device: Where the network is: one decoder keeps a CPU's busy, an accelerator needs more.
         workers: Decoding processes; 0: threads of this one; None: as many as the device needs.
-        ranks: Processes that share this machine's cores.
     """
-    cores = (os.cpu_count() or 1) // ranks
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     needed = 1 if device.type == "cpu" else max(1, min(MAX_DECODERS, cores))
     if workers is None:
         workers = needed if POSSIBLE else 0

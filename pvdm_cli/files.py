@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,38 +96,50 @@ def tidy(folder: Path) -> None:
 
 
 @contextmanager
-def only_writer(folder: Path, doing: str) -> Iterator[None]:
+def only_writer(
+    folder: Path, doing: str, *, name: str = ".lock", patience: float = 0.0
+) -> Iterator[None]:
     """Hold the folder for this process; the system lets go when the process dies.
 
     Args:
         folder: Exists.
         doing: What the other process would be doing, like "encoding into".
+        name: Of the lock; processes with different locks do not exclude each other.
+        patience: Seconds to wait for a process that is about to end.
 
     Raises:
         PvdmError: If another process is writing into it, or the folder is read-only.
     """
-    path = folder / ".lock"
+    path = folder / name
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
-        _lock(handle, folder, doing)
+        _lock(handle, folder, doing, patience)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path, doing: str) -> None:
+def _lock(handle: int, folder: Path, doing: str, patience: float) -> None:
     """Lock an open file for this process."""
     try:
         import fcntl
     except ImportError:  # not POSIX: two writers are the user's to avoid
         return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise PvdmError(f"another process is {doing} {folder}: wait for it to end") from None
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise PvdmError(
+                    f"another process is {doing} {folder}: wait for it to end"
+                ) from None
+            time.sleep(0.1)
+        else:
+            return
 
 
 def write_text(path: Path, text: str) -> None:

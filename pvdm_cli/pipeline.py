@@ -3,7 +3,8 @@
 Axes: b clips of a batch, s frames, H and W pixels, c latent channels, n flat length.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,8 +24,11 @@ from pvdm_cli.data.feed import Clip, Decoder, Ended, Event, Failed, Job, feed
 from pvdm_cli.encoder import Encoder
 from pvdm_cli.errors import ModelError, VideoError
 from pvdm_cli.progress import Reporter
+from pvdm_cli.ranks import PeerLostError, Ranks
+from pvdm_cli.together import JointReporter
 
 STAGES = ("decode", "encode", "write")
+_PASSES = itertools.count()  # names of passes, the same in all processes
 
 
 class Batch(NamedTuple):
@@ -63,6 +67,22 @@ class Speed:
     encode_share: float = 0.0
     write_share: float = 0.0
 
+    @classmethod
+    def joined(cls, parts: Sequence["Speed"]) -> "Speed":
+        """Add up what processes have done side by side; shares are means over them."""
+        means = {
+            f"{name}_share": sum(part.shares[name] for part in parts) / len(parts)
+            for name in STAGES
+        }
+        return cls(
+            clips=sum(part.clips for part in parts),
+            frames=sum(part.frames for part in parts),
+            seconds=max(part.seconds for part in parts),
+            workers=sum(part.workers for part in parts),
+            batch_size=min(part.batch_size for part in parts),
+            **means,
+        )
+
     @property
     def shares(self) -> dict[str, float]:
         """Shares by stage."""
@@ -72,6 +92,39 @@ class Speed:
     def limit(self) -> str:
         """The stage that the others wait for."""
         return max(self.shares, key=self.shares.__getitem__)
+
+
+def encode_together(
+    ranks: Ranks,
+    work: Work,
+    identity: Identity,
+    encoder: Encoder,
+    writer: Appender,
+    decoders: Sequence[Decoder],
+    *,
+    strict: bool,
+    reporter: Reporter,
+) -> Speed:
+    """Encode this process's part of the videos: a process that is free takes the next one.
+
+    All processes call this with the same work, the same number of times.
+    """
+    name = f"encode/{next(_PASSES)}"
+    joint = JointReporter(reporter, ranks, name)
+    pipeline = Pipeline(work, identity, encoder, writer, strict=strict, reporter=joint)
+    order = work.order(ranks.size)
+
+    def turns() -> Iterator[int]:
+        for ticket in ranks.tickets(f"{name}/next", len(order)):
+            if ranks.failed:
+                raise PeerLostError("another process of this run has failed")
+            yield order[ticket]
+
+    joint.start("encoding", unit="clip")
+    pipeline.run(turns(), decoders)
+    speed = pipeline.speed(len(decoders))
+    joint.done()
+    return Speed.joined(ranks.gather(speed))
 
 
 class Pipeline:
@@ -90,7 +143,7 @@ class Pipeline:
         writer: Appender,
         *,
         strict: bool = False,
-        reporter: Reporter,
+        reporter: JointReporter,
     ) -> None:
         self.clips = 0
         self.clock = Clock()
@@ -130,9 +183,9 @@ class Pipeline:
             seconds=seconds,
             workers=decoders,
             batch_size=self._encoder.batch_size,
-            decode_share=self.clock.busy("decode") / (seconds * decoders),
-            encode_share=self.clock.busy("encode") / seconds,
-            write_share=self.clock.busy("write") / seconds,
+            decode_share=self.clock.share("decode", decoders),
+            encode_share=self.clock.share("encode"),
+            write_share=self.clock.share("write"),
         )
 
     def _job(self, place: int) -> Job:
@@ -209,9 +262,8 @@ class Pipeline:
 
     def _figures(self) -> dict[str, str]:
         """Return what is shown beside the bar."""
-        rate = self.clips * self._identity.clip.frames / self.clock.elapsed
-        done, all_ = self._outlook.videos
-        return {"frames/s": f"{rate:.0f}", "videos": f"{done}/{all_}"}
+        rate = self._reporter.total * self._identity.clip.frames / self.clock.elapsed
+        return {"frames/s": f"{rate:.4g}", "encoding": f"{self.clock.share('encode'):.0%}"}
 
 
 class Outlook:
@@ -221,18 +273,12 @@ class Outlook:
         self._identity = identity
         self._sizes = {row.video: row.size for row in work.todo}
         self._have = sum(len(firsts) for firsts in work.have.values())
-        self._windows = self._bytes = self._ended = 0
+        self._windows = self._bytes = 0
 
     def end(self, video: int, frames: int | None) -> None:
         """Hear how many frames a video has; None: it is skipped."""
         self._windows += self._identity.num_windows(frames or 0)
         self._bytes += self._sizes[video]
-        self._ended += 1
-
-    @property
-    def videos(self) -> tuple[int, int]:
-        """Videos decoded, and all of them."""
-        return self._ended, len(self._sizes)
 
     @property
     def clips(self) -> int | None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pvdm_cli.cli import render
+from pvdm_cli.cli import launch, render
+from pvdm_cli.cli.launch import NnodesOpt, NprocOpt, RdzvOpt, RestartsOpt
 from pvdm_cli.cli.options import DebugOpt, DeviceOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt
 
 SOME_SKIPPED = 3  # exit code: done, but not with every input
@@ -130,6 +131,10 @@ def encode(
     shard_mb: ShardMegabytesOpt = 256,
     overwrite: OverwriteOpt = False,
     device: DeviceOpt = "auto",
+    nproc_per_node: NprocOpt = None,
+    nnodes: NnodesOpt = "1",
+    rdzv_endpoint: RdzvOpt = None,
+    max_restarts: RestartsOpt = 3,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
@@ -144,8 +149,10 @@ def encode(
         pvdm encode videos --out cache
         pvdm encode videos --autoencoder runs/autoencoder --out cache --window-stride 8
         pvdm encode videos --autoencoder runs/autoencoder --out cache --strict --json
+        pvdm encode videos --out cache --nproc-per-node gpu --precision bf16
         pvdm encode UCF-101 --autoencoder runs/autoencoder --labels trainlist01.txt --out cache
     """
+    launch.hand_over(nproc_per_node, nnodes, rdzv_endpoint, max_restarts)
     from pvdm_cli import api  # torch loads here, not for --help
 
     reporter = render.reporter(quiet)

@@ -4,6 +4,7 @@ Axes: k clips, c latent channels, n flat length.
 """
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +18,7 @@ from pvdm_cli.data.cache_shard import Latents, Rows, joined_rounding, write_shar
 
 SHARD_BYTES = 256 << 20
 SHARD_SECONDS = 60.0
+WRITING = "encoding into"
 
 
 class Appender:
@@ -46,10 +48,20 @@ class Appender:
         self._open_bytes, self._opened_at = 0, 0.0
 
     def __enter__(self) -> Self:
+        """Let those who want the whole folder know that it is in use.
+
+        Raises:
+            PvdmError: If another process of this number is writing into it.
+        """
+        with ExitStack() as stack:
+            lock = files.only_writer(self.path, WRITING, name=f".lock-{self._rank:03d}")
+            stack.enter_context(lock)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.flush()
+        with self._stack:
+            self.flush()
 
     def add(self, index: Rows, z: Latents, rounding: Rounding | None = None) -> None:
         """Take k clips: index [k, 3] (video, first frame, label) and z [k, c, n].

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from pvdm_cli import files
-from pvdm_cli.data.cache_appender import SHARD_BYTES, SHARD_SECONDS, Appender
+from pvdm_cli.data.cache_appender import SHARD_BYTES, SHARD_SECONDS, WRITING, Appender
 from pvdm_cli.data.cache_contents import Contents
 from pvdm_cli.data.cache_format import (
     MANIFEST,
@@ -75,11 +75,13 @@ class CacheWriter(Appender):
         autoencoder: str | None = None,
         source: str | None = None,
         command: Sequence[str] = (),
+        patience: float = 0.0,
     ) -> None:
         super().__init__(path, identity.shape, shard_bytes=shard_bytes, shard_seconds=shard_seconds)
         self._identity = identity
         self._hints = {"autoencoder": autoencoder, "source": source, "command": tuple(command)}
         self._held = Contents(path, identity)
+        self._patience = patience  # seconds to wait for another process to let go of the folder
 
     def __enter__(self) -> Self:
         """Take hold of the folder and find out what is already there.
@@ -98,7 +100,7 @@ class CacheWriter(Appender):
 
     def __exit__(self, *error: object) -> None:
         with self._stack:
-            super().__exit__(*error)
+            self.flush()
 
     @property
     def complete(self) -> bool:
@@ -220,6 +222,8 @@ class CacheWriter(Appender):
             shards=[shard.model_dump() for shard in shards],
         )
         held.sweep(self._manifest)
+        for lock in self.path.glob(".lock-*"):  # the others have written what they had
+            lock.unlink()
         return self._manifest
 
     # Opening ------------------------------------------------------------------------------
@@ -234,7 +238,10 @@ class CacheWriter(Appender):
             require_same(self.path, read_manifest(self.path).identity, self._identity)
         elif visible:
             raise DataError(f"{self.path} is neither empty nor a cache; choose another --out")
-        stack.enter_context(files.only_writer(self.path, "encoding into"))
+        stack.enter_context(files.only_writer(self.path, WRITING, patience=self._patience))
+        for lock in self.path.glob(".lock-*"):  # other processes of a run that was killed
+            with files.only_writer(self.path, WRITING, name=lock.name, patience=self._patience):
+                lock.unlink()
         if (self.path / MANIFEST).exists():
             return read_manifest(self.path)
         return self._write_manifest(complete=False, **self._hints)
@@ -342,7 +349,7 @@ def discard_cache(path: Path) -> None:
         return
     if not (path / MANIFEST).is_file():
         raise DataError(f"{path} is not a cache, so --overwrite leaves it alone; choose another")
-    with files.only_writer(path, "encoding into"):
+    with files.only_writer(path, WRITING):
         for item in path.iterdir():
             if item.is_file() and item.name != MANIFEST:  # last, so that a kill leaves a cache
                 item.unlink()
