@@ -260,7 +260,9 @@ class TrainingConfig(Section):
 
     steps: int = Field(100_000, ge=1, description="optimizer steps")
     batch_size: BatchSize = Field(
-        8, description="clips per forward pass; auto takes the largest that fits in memory"
+        8,
+        description="clips per forward pass; auto takes the largest that fits in memory; several "
+        "processes share the clips of a step out",
     )
     accumulation: int = Field(1, ge=1, description="forward passes per optimizer step")
     clips_per_step: int = Field(
@@ -285,6 +287,9 @@ class TrainingConfig(Section):
     activation_checkpointing: Literal["none", "attention", "block"] = Field(
         "none",
         description="what is computed again in the backward pass instead of kept in memory: slower",
+    )
+    zero: bool = Field(
+        False, description="several processes: each keeps the moments of a part of the weights"
     )
     retries: int = Field(
         3,

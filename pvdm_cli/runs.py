@@ -1,7 +1,7 @@
 """One training run: its folder, the stage its configuration asks for, what it shows on the way."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.monitor import FewVideos
 from pvdm_cli.progress import Reporter
+from pvdm_cli.ranks import here
 from pvdm_cli.rollout import rollout
 from pvdm_cli.runtime import generator, resolve_device, resolve_precision
 from pvdm_cli.sampling import Sampling, Steps
@@ -36,7 +37,7 @@ from pvdm_cli.training.adversary import Adversary
 from pvdm_cli.training.autoencoder import AutoencoderStage
 from pvdm_cli.training.diffusion import DiffusionStage, check_geometry
 from pvdm_cli.training.loop import TrainResult, train
-from pvdm_cli.training.players import Stage
+from pvdm_cli.training.players import Portion, Stage
 from pvdm_cli.training.starts import FILE as STARTS
 from pvdm_cli.training.starts import record_start
 from pvdm_cli.video.pixels import to_uint8
@@ -49,7 +50,7 @@ HARMLESS = {
         *("log_every", "validate_every", "sample_every", "checkpoint_every"),
         *("score_every", "score_videos"),
         *("keep_last", "keep_every", "activation_checkpointing", "tensorboard"),
-        *("clips_per_step", "compile"),
+        *("clips_per_step", "compile", "zero"),
     )
 } | {"data.memory_gb", "data.num_workers"}
 
@@ -106,13 +107,17 @@ def run_training(
         )
     config = with_classes(config, data, cache)
     latents: Cache | LiveLatents
-    with _hold(run):
+    ranks = here()
+    with _hold(run) if ranks.main else nullcontext():
+        ranks.barrier()  # the folder is there, and tidy
         goes_on = bool(list_checkpoints(run)) and not overwrite
         if config.training.batch_size == AUTO:
-            config = _with_batch(config, run if goes_on else None, find_batch, reporter)
+            settled = partial(_with_batch, config, run if goes_on else None, find_batch, reporter)
+            config = ranks.first(settled)
         to_build = config
         if goes_on:
-            _refuse_other(run, config)
+            if ranks.main:
+                _refuse_other(run, config)
             to_build = config.model_copy(update={"init": None})  # the checkpoint has all weights
         if data is not None and config.stage == "autoencoder":
             stage: Stage[Any] = _autoencoder_stage(to_build, data, target, reporter)
@@ -123,11 +128,15 @@ def run_training(
                 memory_gb = config.data.memory_gb
                 latents, encoder = _cached_latents(cache, autoencoder, target, memory_gb)
             stage = _diffusion_stage(to_build, latents, encoder, target)
-        if overwrite:  # only now that nothing is left to refuse
-            _clear(run)
-        write_text(run / "config.yaml", dump_yaml(config))
-        inputs = {"data": data, "cache": cache, "autoencoder": autoencoder}
-        record_start(run, provenance or {}, inputs, str(target))
+        Portion.of(config.training, ranks)
+        ranks.barrier()
+        if ranks.main:
+            if overwrite:  # only now that nothing is left to refuse
+                _clear(run)
+            write_text(run / "config.yaml", dump_yaml(config))
+            inputs = {"data": data, "cache": cache, "autoencoder": autoencoder}
+            record_start(run, provenance or {}, inputs, str(target), ranks.size)
+        ranks.barrier()
         return train(stage, config, run, provenance=provenance, reporter=reporter, stop=stop)
 
 

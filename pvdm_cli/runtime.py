@@ -1,6 +1,7 @@
 """Devices, random generators and allocator settings of one process."""
 
 import ctypes
+import os
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,8 @@ from pvdm_cli.errors import PvdmError
 def resolve_device(name: str) -> torch.device:
     """Turn cpu | cuda | cuda:N | mps | auto into a device; auto prefers an accelerator.
 
+    Of several processes on a machine each takes the GPU of its own number.
+
     Raises:
         PvdmError: If the device is unknown or not present here.
     """
@@ -26,6 +29,8 @@ def resolve_device(name: str) -> torch.device:
     kind = name.partition(":")[0]
     if kind not in {"cpu", "cuda", "mps"}:
         raise PvdmError(f"unknown device {name!r}: use cpu, cuda, cuda:N, mps or auto")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if kind == "cuda" and not torch.cuda.is_available():
         raise PvdmError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
     if kind == "mps" and not torch.backends.mps.is_available():
@@ -35,7 +40,10 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise PvdmError(f"unknown device {name!r}: use cpu, cuda, cuda:N, mps or auto") from None
     if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise PvdmError(f"--device {name}: only {torch.cuda.device_count()} CUDA devices here")
+        raise PvdmError(
+            f"--device {name}: only {torch.cuda.device_count()} CUDA devices here; of several "
+            "processes each needs one of its own"
+        )
     if kind == "cpu":
         keep_freed_memory()
     return device

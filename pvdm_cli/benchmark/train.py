@@ -20,9 +20,10 @@ from pvdm_cli.config import RunConfig, load_config, parse_config
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import Ranks
 from pvdm_cli.runtime import resolve_device, resolve_precision
 from pvdm_cli.training.optim import make_average
-from pvdm_cli.training.players import Stage, accumulate, make_players, update
+from pvdm_cli.training.players import Portion, Stage, accumulate, make_players, update
 
 DEFAULT_PRESETS = ("demo/autoencoder", "demo/diffusion")
 MOST = {"cpu": 64, "mps": 64, "cuda": 1024}  # where the search stops unless told otherwise
@@ -301,13 +302,14 @@ def stepper(stage: Stage[Any], config: RunConfig) -> Callable[[], None]:
     Where two players take turns it is a step of each.
     """
     settings, players = config.training, make_players(stage, config)
+    portion = Portion.of(settings, Ranks())
     average = make_average(stage.network, settings)
-    batches = itertools.repeat(stage.draw(0, 0))
+    batches = itertools.repeat(stage.draw(0, portion.samples(0)))
     steps = itertools.count(1)
 
     def step() -> None:
         for player in players:
-            accumulate(player, batches, config)
+            accumulate(player, batches, config, portion.passes)
             update(player)
         if average is not None and next(steps) % settings.ema_every == 0:
             average.update_parameters(stage.network)

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pvdm_cli.cli import bench, cache, eval, help, options, render
+from pvdm_cli.cli import bench, cache, eval, help, launch, options, render
 from pvdm_cli.cli.convert import convert
 from pvdm_cli.cli.data import sky
 from pvdm_cli.cli.decode import decode
@@ -26,6 +26,7 @@ from pvdm_cli.cli.report import report
 from pvdm_cli.cli.sample import sample
 from pvdm_cli.cli.train import train
 from pvdm_cli.errors import PvdmError
+from pvdm_cli.ranks import launched
 
 # In the order of --help.
 COMMANDS: tuple[Callable[..., None], ...] = (
@@ -129,7 +130,18 @@ app = build()
 
 def _terminate(signum: int, frame: object) -> NoReturn:
     """Leave by an exception, so that temporary files are removed on the way out."""
-    raise SystemExit(128 + signum)
+    raise launch.Terminated(128 + signum)
+
+
+def _run() -> int:
+    """Run the command that was given; return its exit code."""
+    try:
+        app(prog_name="pvdm")
+    except launch.Terminated:
+        raise
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
 
 
 def main() -> None:
@@ -139,7 +151,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(prog_name="pvdm")
+        sys.exit(launch.run(_run) if launched() else _run())
     except PvdmError as error:
         if options.debug_asked():
             raise

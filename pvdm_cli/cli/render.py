@@ -1,6 +1,7 @@
 """What the terminal shows: data on stdout, everything else on stderr, nothing over an open bar."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -79,8 +80,11 @@ def print_columns(rows: Iterable[Sequence[object]], *, stderr: bool = False) -> 
 
 
 def reporter(quiet: bool = False) -> Reporter:
-    """Return the reporter of a command: bars and messages on stderr, or nothing with -q."""
-    return SILENT if quiet else Bar()
+    """Return the reporter of a command: bars and messages on stderr, or nothing with -q.
+
+    Of several processes only the first has one.
+    """
+    return SILENT if quiet or os.environ.get("RANK", "0") != "0" else Bar()
 
 
 class Bar:

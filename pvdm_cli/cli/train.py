@@ -1,6 +1,8 @@
 """`pvdm train`: a stage, from a preset."""
 
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -9,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from pvdm_cli.cli import render
+from pvdm_cli.cli import launch, render
+from pvdm_cli.cli.launch import NnodesOpt, NprocOpt, RdzvOpt, RestartsOpt
 from pvdm_cli.cli.options import (
     DebugOpt,
     DeviceOpt,
@@ -21,6 +24,9 @@ from pvdm_cli.cli.options import (
     PresetArg,
     QuietOpt,
 )
+from pvdm_cli.ranks import launched
+
+ECHO = 2.0  # seconds in which a second signal is the first one, passed on
 
 DataOpt = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Videos, for the autoencoder stage.")
@@ -49,6 +55,10 @@ def train(
     dry_run: DryRunOpt = False,
     overwrite: OverwriteOpt = False,
     device: DeviceOpt = "auto",
+    nproc_per_node: NprocOpt = None,
+    nnodes: NnodesOpt = "1",
+    rdzv_endpoint: RdzvOpt = None,
+    max_restarts: RestartsOpt = 3,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
@@ -63,7 +73,10 @@ def train(
         pvdm encode videos --autoencoder runs/autoencoder --out cache
         pvdm train demo/diffusion --cache cache --out runs/diffusion training.steps=20000
         pvdm train sky/diffusion-l --dry-run
+        pvdm train sky/diffusion-l --cache cache --out runs/l --nproc-per-node 8
     """
+    if not dry_run:
+        launch.hand_over(nproc_per_node, nnodes, rdzv_endpoint, max_restarts)
     from pvdm_cli import api  # torch loads here, not for --help
 
     if dry_run:
@@ -92,18 +105,29 @@ def train(
     reporter.say(f"{result.run}: step {result.step}, {state}")
     if as_json:
         render.print_json(asdict(result))
-    if caught and not result.finished:
-        raise typer.Exit(128 + caught[0])
+    if not result.finished:  # the signal may have come to another process
+        raise typer.Exit(128 + (caught[0] if caught else signal.SIGTERM))
 
 
 @contextmanager
 def _catch_signals(say: Callable[[str], None]) -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM, so that the step ends and is saved; a second one acts at once."""
+    """Note SIGINT and SIGTERM, so that the step ends and is saved; a second one acts at once.
+
+    A process of several may get one signal twice: from outside, and passed on by its launcher.
+    """
     caught: list[int] = []
+    same = ECHO if launched() else 0.0
+    began = 0.0
 
     def remember(number: int, frame: object) -> None:
+        nonlocal began
+        if caught and time.monotonic() - began >= same:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if caught:
+            return
         caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        began = time.monotonic()
         with suppress(RuntimeError):  # it may have come in the middle of another line
             say("finishing this step and saving; once more quits at once")
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from pvdm_cli.models.batchnorm import BatchNorm2d, BatchNorm3d
+
 KERNEL, PADDING, MOST = 4, 2, 512
 
 
@@ -21,16 +23,14 @@ class PatchDiscriminator(nn.Module):
     """Strided convolutions over images (dims=2) or clips (dims=3), each answer seeing one patch.
 
     Convolutions of kernel 4: `layers` of stride 2, then one of stride 1 and one for the logits;
-    batch normalisation after all but the first and the last; LeakyReLU 0.2. Channels double up
+    batch normalisation (over all processes) after all but the first and the last; LeakyReLU 0.2. Channels double up
     to 512.
     """
 
     def __init__(self, dims: int, *, channels: int, layers: int) -> None:
         super().__init__()
         convolution: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d if dims == 2 else nn.Conv3d
-        norm: type[nn.BatchNorm2d | nn.BatchNorm3d] = (
-            nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d
-        )
+        norm: type[BatchNorm2d | BatchNorm3d] = BatchNorm2d if dims == 2 else BatchNorm3d
         widths = [min(channels * 2**i, max(MOST, channels)) for i in range(layers + 1)]
         self.blocks = nn.ModuleList()
         before = 3
@@ -48,7 +48,7 @@ class PatchDiscriminator(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            elif isinstance(module, BatchNorm2d | BatchNorm3d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, x: Tensor) -> Judgement:

@@ -83,10 +83,9 @@ class AutoencoderStage:
             held_out.first_windows(config.training.validation_clips) if held_out else None
         )
 
-    def draw(self, step: int, micro: int) -> ClipBatch:
+    def draw(self, step: int, samples: range) -> ClipBatch:
         """Draw clips, a frame of each, and noise for their latents if the loss asks for it."""
         settings = self.config.training
-        samples = range(micro * settings.batch_size, (micro + 1) * settings.batch_size)
         noise = None
         if self.config.loss.latent_noise:
             noise = torch.stack([self._noise(settings.seed, step, i) for i in samples])

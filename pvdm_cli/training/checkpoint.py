@@ -181,4 +181,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         if tensor.shape == like.shape:
             tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    numbers = iter(range(len(parameters)))
+    groups = [
+        {**group, "params": [next(numbers) for _ in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -74,10 +74,9 @@ class DiffusionStage:
         self.labels = labels_of(cache, self.classes)  # int64 [rows]
         self.train, self.held_out = _split_rows(cache, config.data.holdout)
 
-    def draw(self, step: int, micro: int) -> Batch:
+    def draw(self, step: int, samples: range) -> Batch:
         """Draw latents, their prefixes, timesteps and noise."""
         settings = self.config.training
-        samples = range(micro * settings.batch_size, (micro + 1) * settings.batch_size)
         keys = [(settings.seed, step, sample) for sample in samples]
         picks = [int(np.random.default_rng(key).integers(len(self.train))) for key in keys]
         return self._batch(self.train[picks], keys)

@@ -21,6 +21,7 @@ from pvdm_cli.model import list_checkpoints
 from pvdm_cli.models.compiled import compile_network
 from pvdm_cli.models.cost import training_flops
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here
 from pvdm_cli.runtime import matrix_rate, peak_memory, resolve_precision
 from pvdm_cli.training.checkpoint import (
     Trained,
@@ -30,9 +31,10 @@ from pvdm_cli.training.checkpoint import (
     settle,
 )
 from pvdm_cli.training.metrics import Metrics, tally
-from pvdm_cli.training.optim import learning_rate, make_average
+from pvdm_cli.training.optim import bring_together, learning_rate, make_average
 from pvdm_cli.training.players import (
     BatchT,
+    Portion,
     Stage,
     accumulate,
     make_players,
@@ -136,6 +138,7 @@ class _Trainer:
         """Begin, or go on from the last checkpoint."""
         self.stage, self.config, self.settings = stage, config, config.training
         self.run, self.provenance, self.reporter = run, provenance, reporter
+        self.ranks, self.portion = here(), Portion.of(self.settings, here())
         self.network = stage.network
         self.device = next(stage.network.parameters()).device
         self.players = make_players(stage, config)
@@ -164,14 +167,16 @@ class _Trainer:
             clips_per_step=self.settings.batch_size * self.settings.accumulation,
             cost=self._cost(),
             tensorboard=self.settings.tensorboard,
+            ranks=self.ranks,
         )
 
     def _cost(self) -> tuple[float, float] | None:
-        """Operations of a clip and the device's rate, where the network trains alone."""
+        """Operations of a clip and the rate of all devices, where the network trains alone."""
         if self.stage.rival is not None:
             return None
         precision = resolve_precision(self.settings.precision, self.device)
-        return training_flops(self.config), matrix_rate(self.device, precision)
+        rate = self.ranks.size * matrix_rate(self.device, precision)
+        return training_flops(self.config), rate
 
     def _restore(self) -> None:
         """Load the newest checkpoint."""
@@ -186,17 +191,19 @@ class _Trainer:
 
     def _settle(self) -> None:
         """Point at the newest and the best checkpoint; remove those not to keep."""
-        settle(self.run, self.settings.keep_last, self.settings.keep_every, self.best.saved)
+        if self.ranks.main:
+            settle(self.run, self.settings.keep_last, self.settings.keep_every, self.best.saved)
+        self.ranks.barrier()
 
     def go_on(self, stop: Callable[[], bool]) -> bool:
         """Train to the last step, saving and showing on the way; return whether it was stopped."""
         self.reporter.start(f"training {self.config.stage}", self.settings.steps, "step")
         self.reporter.advance(self.step)
         stopped = False
-        with closing(_ahead(self.stage, self.step, self.config)) as batches:
+        with closing(_ahead(self.stage, self.step, self.config, self.portion)) as batches:
             while not self.finished and not stopped:
                 self.advance(self._timed(batches))
-                stopped = stop()
+                (stopped,) = self.ranks.agree([stop()])
                 if stopped or self.due(self.settings.checkpoint_every):
                     self.save()
                 if self.finished or not stopped:
@@ -273,7 +280,7 @@ class _Trainer:
             self.stage.rival_share = self.gentleness
         for group in player.optimizer.param_groups:
             group["lr"] = rate
-        terms = accumulate(player, batches, self.config)
+        terms = accumulate(player, batches, self.config, self.portion.passes)
         norm = update(player)[None]
         # In fp16 gradients overflow now and then; the scaler leaves that step out, and so do we.
         terms["grad_norm"] = tally(norm, norm.isfinite())
@@ -300,7 +307,7 @@ class _Trainer:
     def _score(self) -> None:
         """Measure a few drawn videos."""
         with torch.no_grad():
-            found = self.stage.score(self.published)
+            found = self.ranks.first(lambda: self.stage.score(self.published))
         self.metrics.validation(self.step, found)
         self.reporter.say(
             f"step {self.step}: {_line(found)} (so few tell a trend at most; compare by `pvdm eval "
@@ -310,7 +317,7 @@ class _Trainer:
     def _validate(self) -> None:
         """Measure on held-out videos, if there are any."""
         with torch.no_grad():
-            found = self.stage.validate(self.published)
+            found = self.ranks.first(lambda: self.stage.validate(self.published))
         if found:
             self.measured = found
             name, sign = self.stage.judged_by
@@ -328,6 +335,8 @@ class _Trainer:
         # A checkpoint made because training was interrupted must not change what is kept.
         if self.best.improved and self.due(self.settings.checkpoint_every):
             self.best.saved, self.best.improved = self.step, False
+        for player in self.players:
+            bring_together(player.optimizer)
         state = {
             "best": asdict(self.best),
             "scalers": {player.name: player.scaler.state_dict() for player in self.players},
@@ -335,26 +344,31 @@ class _Trainer:
             "measured": self.measured,
             "metrics": self.metrics.state(),
         }
-        save_checkpoint(self.run, self.step, model, self._trained(), self.average, state)
+        if self.ranks.main:
+            save_checkpoint(self.run, self.step, model, self._trained(), self.average, state)
         self._settle()
 
     def show(self, *, again: bool = True) -> None:
         """Write sample videos if they are due; with again=False only if they are not there."""
         path = self.run / "samples" / f"step-{self.step:08d}"
+        if not self.ranks.main:
+            return
         if self.due(self.settings.sample_every) and (again or not _written(path)):
             with torch.no_grad():
                 self.stage.sample(self.published, path)
 
 
-def _ahead(stage: Stage[BatchT], step: int, config: RunConfig) -> Generator[BatchT, None, None]:
+def _ahead(
+    stage: Stage[BatchT], step: int, config: RunConfig, portion: Portion
+) -> Generator[BatchT, None, None]:
     """Yield the batches from `step` on, each drawn in threads while the ones before are used."""
     settings = config.training
     workers = max(1, config.data.num_workers)
 
-    def keys() -> Iterator[tuple[int, int]]:
+    def keys() -> Iterator[tuple[int, range]]:
         for number in range(step, settings.steps):
-            for micro in range(settings.accumulation):
-                yield number, micro
+            for each in range(portion.passes):
+                yield number, portion.samples(each)
 
     with ThreadPoolExecutor(workers) as pool:
         pending: list[Future[BatchT]] = []

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvdm_cli.errors import ConfigError, PvdmError
 from pvdm_cli.files import write_text
+from pvdm_cli.ranks import Ranks
 
 
 def tally(values: Tensor, which: Tensor) -> Tensor:
@@ -25,8 +26,9 @@ class Metrics:
         since: The step that training goes on from; what the file says of later ones is dropped.
         state: What `state` returned at that step, or nothing.
         clips_per_step: For the rate of clips.
-        cost: Operations of a clip, and the most the device does in a second; None: not told.
+        cost: Operations of a clip, and the most the devices do in a second; None: not told.
         tensorboard: Also write TensorBoard events, to a folder beside the file.
+        ranks: The processes whose steps are counted together; the first of them writes.
 
     Raises:
         ConfigError: If TensorBoard is asked for and not installed.
@@ -41,24 +43,37 @@ class Metrics:
         clips_per_step: int = 1,
         cost: tuple[float, float] | None = None,
         tensorboard: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.path, self.clips_per_step, self.cost = path, clips_per_step, cost
+        self._ranks = ranks or Ranks()
+        tensorboard = tensorboard and self._ranks.main
         self._board = _board(path.parent / "tensorboard", since) if tensorboard else None
         self.waited = 0.0  # seconds spent waiting for data since the last line
         self.last: dict[str, float] = {}
         state = state or {"tallies": {}, "steps": 0}
         # Sum and count of each term, [2]: a term need not be of every step.
-        self._tallies = {name: torch.tensor(value) for name, value in state["tallies"].items()}
+        tallies = state["tallies"] if self._ranks.main else {}  # they are those of all processes
+        self._tallies = {name: torch.tensor(value) for name, value in tallies.items()}
         self._count: int = state["steps"]
         self._counted_before = self._count  # in another process: of no use for a rate
         self._time = time.perf_counter()
-        if path.exists():
+        if self._ranks.main and path.exists():
             self._drop_after(since)
 
     def state(self) -> dict[str, Any]:
         """What a line not yet written is made of, as JSON values: kept in checkpoints."""
-        tallies = {name: value.tolist() for name, value in self._tallies.items()}
-        return {"tallies": tallies, "steps": self._count}
+        return {"tallies": self._totals(), "steps": self._count}
+
+    def _totals(self) -> dict[str, list[float]]:
+        """Add up the tallies of all processes."""
+        if self._ranks.size == 1:
+            return {name: value.tolist() for name, value in self._tallies.items()}
+        names = sorted({name for names in self._ranks.gather([*self._tallies]) for name in names})
+        nothing = torch.zeros(2)
+        mine = [self._tallies.get(name, nothing).to("cpu", torch.float64) for name in names]
+        total = self._ranks.sum(torch.stack(mine)) if names else torch.empty(0, 2)
+        return dict(zip(names, total.tolist(), strict=True))
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Count one step's loss terms: means, or tallies of what is not in every sample."""
@@ -77,8 +92,7 @@ class Metrics:
     def log(self, step: int, **more: float) -> dict[str, float]:
         """Write a line of means, rates and `more`; return the means."""
         now = time.perf_counter()
-        tallies = {name: value.tolist() for name, value in self._tallies.items()}
-        means = {name: total / count for name, (total, count) in tallies.items() if count}
+        means = {name: total / count for name, (total, count) in self._totals().items() if count}
         rate = (self._count - self._counted_before) / (now - self._time)
         speed = {
             "steps_per_second": round(rate, 4),
@@ -102,6 +116,8 @@ class Metrics:
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self.last |= values
+        if not self._ranks.main:
+            return
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

@@ -2,25 +2,44 @@
 
 from collections.abc import Iterable
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pvdm_cli.config import TrainingConfig
+from pvdm_cli.ranks import here
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with one fused update, at the configuration's settings."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: TrainingConfig
+) -> torch.optim.Optimizer:
+    """AdamW with one fused update, at the configuration's settings.
+
+    With `training.zero` each of several processes keeps the moments of a part of the weights only
+    (ZeRO-1, Rajbhandari et al. 2020).
+    """
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
+    if config.zero and here().size > 1:
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # compiles others on the way
+
+        return ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, **settings)
+    return torch.optim.AdamW(parameters, **settings)
+
+
+def bring_together(optimizer: torch.optim.Optimizer) -> None:
+    """Bring moments that are spread over the processes to the first; all must call it."""
+    gather = getattr(optimizer, "consolidate_state_dict", None)
+    if gather is not None:
+        gather(to=0)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

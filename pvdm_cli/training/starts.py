@@ -14,7 +14,11 @@ FILE = "starts.jsonl"
 
 
 def record_start(
-    run: Path, provenance: Mapping[str, Any], inputs: Mapping[str, object], device: str
+    run: Path,
+    provenance: Mapping[str, Any],
+    inputs: Mapping[str, object],
+    device: str,
+    processes: int = 1,
 ) -> None:
     """Note that a run starts, or goes on.
 
@@ -23,6 +27,7 @@ def record_start(
         provenance: `preset` and `overrides`, where they are known.
         inputs: What it learns from, by the name of the option; None is left out.
         device: What it runs on.
+        processes: How many share the work.
 
     Raises:
         PvdmError: If it cannot be written.
@@ -34,6 +39,7 @@ def record_start(
         **{key: provenance[key] for key in ("preset", "overrides") if key in provenance},
         "command": _command(run, provenance, inputs),
         "device": device,
+        "processes": processes,
         "environment": environment(),
     }
     try:

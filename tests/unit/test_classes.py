@@ -143,7 +143,7 @@ def test_the_class_is_dropped_as_often_as_asked_whatever_the_other_draws() -> No
     rows = Rows(NAMES, [0, 1, 2, 1, -1])
     for dropout in (0.0, 0.3, 1.0):
         learner = stage(rows, *NAMES, class_dropout=dropout)
-        batches = [learner.draw(step, 0) for step in range(40)]
+        batches = [learner.draw(step, range(64)) for step in range(40)]
         shown = torch.cat([batch.label for batch in batches])
         z0 = torch.cat([batch.z0 for batch in batches])
         true = torch.tensor([learner.labels[(rows.z == z).all((1, 2))].item() for z in z0])
@@ -158,12 +158,12 @@ def test_the_coin_of_a_sample_depends_on_seed_step_and_sample_and_moves_no_other
     rows = Rows(NAMES, [0, 1, 2, 1])
     whole, plain = stage(rows, *NAMES, class_dropout=0.5), stage(rows)
     halves = stage(rows, *NAMES, class_dropout=0.5, batch_size=32)
-    batch, without = whole.draw(3, 0), plain.draw(3, 0)
-    shared = torch.cat([halves.draw(3, micro).label for micro in (0, 1)])
+    batch, without = whole.draw(3, range(64)), plain.draw(3, range(64))
+    shared = torch.cat([halves.draw(3, part).label for part in (range(32), range(32, 64))])
     assert torch.equal(batch.label, shared)
-    assert not torch.equal(batch.label, whole.draw(4, 0).label)
+    assert not torch.equal(batch.label, whole.draw(4, range(64)).label)
     other = stage(rows, *NAMES, class_dropout=0.5, seed=1)
-    assert not torch.equal(batch.label, other.draw(3, 0).label)
+    assert not torch.equal(batch.label, other.draw(3, range(64)).label)
     for name in ("z0", "t", "eps", "keep"):
         assert torch.equal(getattr(batch, name), getattr(without, name))
     assert (without.label == NULL_CLASS).all()
@@ -195,14 +195,14 @@ class Spy(nn.Module):
 def test_the_network_is_told_the_labels_and_validation_drops_none() -> None:
     rows, spy = Rows(NAMES, [0, 1, 2, 1]), Spy()
     learner = stage(rows, *NAMES, class_dropout=1.0)
-    learner.losses(spy, learner.draw(0, 0))
+    learner.losses(spy, learner.draw(0, range(64)))
     assert spy.seen[-1] is not None
     assert (spy.seen[-1] == NULL_CLASS).all()
     learner.held_out = torch.arange(4)
     learner.validate(spy)
     assert {value for label in spy.seen[1:] for value in label.tolist()} == {0, 1, 2}  # type: ignore[union-attr]
     plain = stage(rows)
-    plain.losses(spy, plain.draw(0, 0))
+    plain.losses(spy, plain.draw(0, range(64)))
     assert spy.seen[-1] is None
 
 

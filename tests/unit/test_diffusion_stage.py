@@ -46,7 +46,7 @@ def test_prefixes_are_the_clip_before_scaled_and_noised_or_nothing(
     if stage.network.scale is not None:
         stage.network.scale.set([[0.5] * 4] * 3, [[2.0] * 4] * 3)
     before = stage.network.normalise(stage.cache.read([0], dtype=torch.float32))
-    batch = stage.draw(0, 0)
+    batch = stage.draw(0, range(8))
     stage.losses(spy, batch)
     z_prefix, level = spy.seen
     assert 0 < int(batch.keep.sum()) < len(batch.keep)
