@@ -1,5 +1,6 @@
 """One command in several processes: through torch's elastic launcher, or as one of its processes."""
 
+import logging
 import os
 import signal
 import sys
@@ -8,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,7 +20,7 @@ from pvdm_cli.errors import ConfigError, PvdmError
 # A file each machine's processes leave their exit code in: one that starting again cannot change.
 OUTCOME = "PVDM_OUTCOME"
 # Seconds between SIGTERM to the launcher and SIGKILL to its processes: time to write a checkpoint.
-GRACE = 600
+GRACE = "600"
 
 NprocOpt = Annotated[
     str | None,
@@ -54,12 +55,13 @@ def hand_over(nproc: str | None, nnodes: str, endpoint: str | None, restarts: in
     alone = nproc is None and nnodes == "1"
     if os.environ.get("TORCHELASTIC_RUN_ID") or alone:  # already one of its processes
         return
-    if endpoint is None and nnodes != "1":
+    least, most = _nodes(nnodes)
+    if endpoint is None and most > 1:
         raise ConfigError(
             f"--nnodes {nnodes}: also say where the machines meet, by --rdzv-endpoint HOST:PORT, "
             "the same on each of them"
         )
-    raise typer.Exit(_launch(_processes(nproc or "gpu"), *_nodes(nnodes), endpoint, restarts))
+    raise typer.Exit(_launch(_processes(nproc or "gpu"), least, most, endpoint, restarts))
 
 
 def _processes(nproc: str) -> int:
@@ -85,20 +87,20 @@ def _nodes(nnodes: str) -> tuple[int, int]:
 
 def _launch(nproc: int, least: int, most: int, endpoint: str | None, restarts: int) -> int:
     """Run this command in so many processes; return its exit code."""
-    # The processes say what matters; whoever sets these gets torch's own lines too.
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    if not options.debug_asked():  # the processes say themselves what matters
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        for name in logging.root.manager.loggerDict:
+            if name.startswith("torch.distributed.elastic"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
     # Else a machine that takes the place of a lost one waits for an address nobody tells it.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", GRACE)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
-    patience: dict[str, Any] = {}
-    if hasattr(LaunchConfig, "shutdown_timeout"):  # not in older versions of torch: 30 s there
-        patience["shutdown_timeout"] = GRACE
     with tempfile.TemporaryDirectory(prefix="pvdm-") as folder:
         config = LaunchConfig(
             min_nodes=least,
@@ -109,7 +111,6 @@ def _launch(nproc: int, least: int, most: int, endpoint: str | None, restarts: i
             rdzv_backend="c10d",
             rdzv_endpoint=endpoint or "localhost:0",
             max_restarts=restarts,
-            **patience,
         )
         outcome = Path(folder, "outcome")
         os.environ[OUTCOME] = str(outcome)
