@@ -167,8 +167,9 @@ def run(work: Callable[[], int]) -> int:
                 code = max(here.gather(work()))
             return _leave(outcome, code) if code else 0
     except Terminated as stopped:
-        _leave(outcome, code := int(str(stopped.code)))
-        return code
+        # Nothing is left for the launcher: it was asked to end too and knows, or it ends this
+        # process because another one has died, and starts again.
+        return int(str(stopped.code))
     except ranks.PeerLostError as error:
         if not here.failed:
             _say(here, str(error))
