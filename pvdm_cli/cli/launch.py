@@ -167,8 +167,6 @@ def run(work: Callable[[], int]) -> int:
                 code = max(here.gather(work()))
             return _leave(outcome, code) if code else 0
     except Terminated as stopped:
-        # Nothing is left for the launcher: it was asked to end too and knows, or it ends this
-        # process because another one has died, and starts again.
         return int(str(stopped.code))
     except ranks.PeerLostError as error:
         if not here.failed:
@@ -198,8 +196,11 @@ def _say(here: ranks.Ranks, text: str) -> None:
 
 
 def _leave(outcome: Path | None, code: int) -> int:
-    """Leave an exit code to the launcher; return the code to exit with instead."""
-    if outcome is None:
+    """Leave an exit code to the launcher; return the code to exit with instead.
+
+    Not one of a signal: where that was the launcher's way to start all again, it shall.
+    """
+    if outcome is None or code > 128:
         return code
     outcome.write_text(str(code))
     return 0

@@ -96,7 +96,7 @@ def _hardware(record: Record) -> Markup:
     start = record.starts[-1] if record.starts else {}
     environment = start.get("environment")
     if isinstance(environment, dict):
-        facts = {"device": start.get("device"), **flat(environment)}
+        facts = {"device": _device(start), **flat(environment)}
         rows = [[key, shown(value)] for key, value in facts.items() if value is not None]
         return table(["", "last start"], rows, caption="Hardware and versions", class_="facts")
     rows = [[key, shown(value)] for key, value in machine().items()]
@@ -105,6 +105,13 @@ def _hardware(record: Record) -> Markup:
         tag("p", "The run did not record its hardware. This page was made on:", class_="note"),
         table(["", "this machine"], rows, caption="Machine of this page", class_="facts"),
     )
+
+
+def _device(start: dict[str, Any]) -> Any:
+    """Name the device of the first process, and how many there were."""
+    device, processes = start.get("device"), start.get("processes")
+    several = isinstance(processes, int) and processes > 1
+    return f"{device}, {processes} processes" if several else device
 
 
 def _starts(record: Record) -> Markup | None:
@@ -118,7 +125,7 @@ def _starts(record: Record) -> Markup | None:
         environment: dict[str, Any] = told if isinstance(told, dict) else {}
         gpus = environment.get("gpus")
         hardware = environment.get("processor") if gpus in (None, "none") else gpus
-        cells = [start.get("step"), start.get("device"), hardware, environment.get("pvdm")]
+        cells = [start.get("step"), _device(start), hardware, environment.get("pvdm")]
         rows.append([start.get("time"), *map(shown, cells)])
     return table(head, rows, caption="Starts of the run", class_="facts")
 

@@ -13,7 +13,7 @@ from pvdm_cli.report.curves import caution, curves_of
 from pvdm_cli.report.evaluation import drift_series, scores
 from pvdm_cli.report.markup import Markup, table, tag
 from pvdm_cli.report.overview import state
-from pvdm_cli.report.page import STYLE
+from pvdm_cli.report.page import STYLE, write_report
 from pvdm_cli.report.panels import PANELS, panels_for
 from pvdm_cli.report.records import Record, flat, names_of, read_record
 from pvdm_cli.report.series import Point
@@ -277,3 +277,14 @@ def test_the_preset_comes_from_the_last_start_else_from_a_checkpoint(tmp_path: P
     assert read_record(run, "run").preset == "demo/autoencoder"
     (run / "starts.jsonl").write_text(json.dumps({"preset": "mine.yaml"}) + "\n")
     assert read_record(run, "run").preset == "mine.yaml"
+
+
+def test_a_run_in_several_processes_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", lines([10]))
+    start = {"device": "cuda:0", "processes": 8, "environment": {"pvdm": "0.1"}}
+    (run / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    assert "cuda:0, 8 processes" in write_report([run], tmp_path / "page.html").path.read_text()
+    (run / "starts.jsonl").write_text(json.dumps({**start, "processes": 1}) + "\n")
+    again = write_report([run], tmp_path / "page.html").path.read_text()
+    assert "cuda:0" in again
+    assert "processes" not in again
