@@ -132,7 +132,7 @@ def require_maker(cache: Cache, model: Model) -> None:
         raise DataError(
             f"cache {cache.path} was made by the autoencoder with fingerprint "
             f"{cache.manifest.fingerprint[:16]}, not by the given one ({model.fingerprint[:16]}): "
-            "name the right one with --autoencoder"
+            "name the right one with --autoencoder, or encode again"
         )
 
 

@@ -51,6 +51,15 @@ def describe(path_or_name: str | Path) -> Description:
     return Description(kind, str(path), facts)
 
 
+def describe_cache(path: Path) -> Description:
+    """Tell what a latent cache holds, finished or not.
+
+    Raises:
+        DataError: If it is none, or its manifest is damaged.
+    """
+    return Description("cache", str(path), _cache(path))
+
+
 def _folder(path: Path) -> tuple[str, Facts]:
     """Tell folders apart by the file that describes them."""
     readers: dict[str, tuple[str, Callable[[Path], Facts]]] = {

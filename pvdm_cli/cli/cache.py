@@ -10,7 +10,6 @@ import typer
 from pvdm_cli.cli import render
 from pvdm_cli.cli.info import show
 from pvdm_cli.cli.options import DebugOpt, DeviceOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt
-from pvdm_cli.errors import DataError
 
 if TYPE_CHECKING:
     from pvdm_cli.inspection import Verification
@@ -33,19 +32,18 @@ def info(cache: CacheArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> 
         pvdm cache info cache
         pvdm cache info cache --json
     """
-    from pvdm_cli.describe import describe  # reads descriptions only: torch is never loaded
+    from pvdm_cli.describe import describe_cache  # reads JSON only: torch is never loaded
 
-    found = describe(cache) if cache.exists() else None
-    if found is None or found.kind != "cache":
-        raise DataError(f"no latent cache at {cache}; `pvdm encode VIDEOS --out {cache}` makes one")
-    show(found, as_json)
+    show(describe_cache(cache), as_json)
 
 
 def verify(
     cache: CacheArg,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Sizes, headers and the index only, as training does."),
+        typer.Option(
+            "--fast", help="Sizes, headers, indices and lists only: what opening a cache checks."
+        ),
     ] = False,
     sample: Annotated[
         int,

@@ -146,7 +146,7 @@ class Cache(ClipRows):
         """
         return cls(Path(path), in_memory=in_memory, device=device)
 
-    @property
+    @cached_property
     def shape(self) -> LatentShape:
         """Sizes of one clip's latent."""
         return self.manifest.shape
@@ -172,7 +172,7 @@ class Cache(ClipRows):
             os.close(handle)
         self._handles.clear()
 
-    @property
+    @cached_property
     def _clip_bytes(self) -> int:
         return self.shape.c * self.shape.flat * np.dtype(np.float16).itemsize
 

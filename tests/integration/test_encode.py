@@ -1,6 +1,8 @@
 """Real videos into a cache and back, by the library and by a process that is killed."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,12 +23,14 @@ from pvdm_cli.data.cache_format import VideoRow
 from pvdm_cli.data.catalog import Source, find_videos
 from pvdm_cli.data.feed import Clip, Ended, Failed, Here, Job, clips_of, feed
 from pvdm_cli.encoder import encode_clips, encode_measured
-from pvdm_cli.encoding import encode_videos, identity_of
+from pvdm_cli.encoding import encode_videos, identity_of, stamp
 from pvdm_cli.errors import ConfigError, DataError, ModelError, PvdmError, VideoError
+from pvdm_cli.latents import flatten
 from pvdm_cli.model import Model, save_model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.progress import Silent
-from pvdm_cli.video import read
+from pvdm_cli.video import pixels, read
+from pvdm_cli.video.write import write_video
 
 SIZES = ModelConfig(
     clip=ClipConfig(frames=16, height=32, width=48),
@@ -235,6 +239,49 @@ def test_nothing_is_done_twice(
     monkeypatch.undo()
     more = encode_videos(model, skies, tmp_path / "c")
     assert (more.clips, more.new_clips) == (8, 4)
+
+
+def test_the_manifest_tells_what_fp16_costs_the_latents(
+    model: Model, skies: list[Source], sky_cache: Path
+) -> None:
+    loss = Cache.open(sky_cache).manifest.fp16_loss
+    assert loss is not None
+    frames = [read.read(source.path, read.Geometry.of(SIZES.clip), count=16) for source in skies]
+    x = pixels.to_float(torch.from_numpy(np.stack(frames)))
+    z = flatten(model.autoencoder.encode(x))
+    error = z.half().float() - z
+    assert loss.rms == pytest.approx(float(error.square().mean().sqrt()), rel=0.1)
+    assert 0 < float(error.abs().max()) <= loss.max * 1.01 < 2**-11  # z lies in (-1, 1)
+    assert 1e-5 < loss.relative < 2**-11
+
+
+def test_hashes_know_a_video_that_was_moved_and_folders_of_frames(
+    model: Model, skies: list[Source], tmp_path: Path
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for source in skies[:2]:
+        shutil.copy(source.path, folder / source.name)
+    frames = read.read(skies[2].path, read.Geometry.of(SIZES.clip))
+    write_video(folder / "stills", frames, 8)
+    first = encode_videos(model, find_videos(folder), tmp_path / "c", by_hash=True)
+    assert (first.clips, first.new_clips) == (6, 6)
+    (folder / "below").mkdir()
+    (folder / skies[0].name).rename(folder / "below" / "other.mp4")
+    (folder / "stills").rename(folder / "images")
+    os.utime(folder / skies[1].name)
+    heard = Heard()
+    again = encode_videos(model, find_videos(folder), tmp_path / "c", by_hash=True, reporter=heard)
+    assert (again.clips, again.new_clips) == (6, 0)
+    assert "2 videos are known under another name: not encoded again" in heard.lines
+    images = find_videos(folder)[1]
+    assert images.name == "images"
+    before = stamp(images, by_hash=True).sha256
+    frame = next((folder / "images").iterdir())
+    frame.write_bytes(frame.read_bytes() + b"x")
+    assert stamp(images, by_hash=True).sha256 != before
+    changed = encode_videos(model, find_videos(folder), tmp_path / "c", by_hash=True)
+    assert (changed.clips, changed.new_clips) == (6, 2)
 
 
 def test_another_autoencoder_is_refused_by_encode_and_by_decode(
