@@ -62,7 +62,7 @@ class Process:
         given = set(job.have)
         why = ""
         for _ in range(ATTEMPTS):
-            self._child = self._child or _Child(self._identity)
+            self._child = self._child or self._start()
             try:
                 for event, seconds in self._child.decode(job._replace(have=given)):
                     if isinstance(event, Clip):
@@ -73,6 +73,20 @@ class Process:
                 why = str(death)
                 self.close()
         yield Failed(job.video, f"the decoder died ({why})"), 0.0
+
+    def _start(self) -> "_Child":
+        """Start a process, again if it dies while it starts.
+
+        Raises:
+            PvdmError: If it does so each time.
+        """
+        why = ""
+        for _ in range(ATTEMPTS):
+            try:
+                return _Child(self._identity)
+            except Died as death:
+                why = str(death)
+        raise PvdmError(f"a decoding process does not start ({why}); --workers 0 decodes without")
 
     def close(self) -> None:
         """End the process."""
@@ -101,11 +115,9 @@ class _Child:
         try:
             self._pipe.send(identity)
             self._receive()  # it says that it is there
-        except Died as death:
+        except Died:
             self.close()
-            raise PvdmError(
-                f"a decoding process does not start ({death}); --workers 0 decodes without"
-            ) from death
+            raise
 
     def decode(self, job: Job) -> Iterator[tuple[Event, float]]:
         """Have a video decoded.
