@@ -113,7 +113,7 @@ class _Child:
             )
         self._taken = 0
         try:
-            self._pipe.send(identity)
+            self._send(identity)
             self._receive()  # it says that it is there
         except Died:
             self.close()
