@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from pvdm_cli.config import AS_STORED, Policy, Selection, load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
 from pvdm_cli.data.cache import Cache
-from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, discard_cache
+from pvdm_cli.data.cache_appender import SHARD_BYTES, SHARD_SECONDS
+from pvdm_cli.data.cache_writer import discard_cache
 from pvdm_cli.data.selection import ALL, select
 from pvdm_cli.decoding import DecodeResult, decode_cache, load_maker
 from pvdm_cli.demo import DemoResult
@@ -43,6 +45,7 @@ from pvdm_cli.inspection import verify_cache as cache_verify
 from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here, restarted
 from pvdm_cli.report.page import Report
 from pvdm_cli.report.page import write_report as report
 from pvdm_cli.runs import run_training
@@ -110,8 +113,10 @@ def encode(
     window_stride: int | None = None,
     frame_stride: int | None = None,
     policy: Policy = AS_STORED,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    workers: int | None = None,
     precision: str = "fp32",
+    compiled: bool = False,
     strict: bool = False,
     keep_partial: bool = False,
     by_hash: bool = False,
@@ -127,11 +132,11 @@ def encode(
     Which videos are taken, and their classes: see `data.selection.select`. The words of `command`
     are kept in the manifest, for whoever has to repair the cache.
     """
-    found = select(
-        videos, selection, holdout=holdout, labels=labels, strict=strict, flip=policy.flip
-    )
+    ranks = here()
+    choose = partial(select, holdout=holdout, labels=labels, strict=strict, flip=policy.flip)
+    found = ranks.first(partial(choose, videos, selection))
     model = load_model(autoencoder, device)
-    if overwrite:
+    if overwrite and ranks.main and not restarted():  # else it would go with each that dies
         discard_cache(out)
     return encode_videos(
         model,
@@ -141,7 +146,9 @@ def encode(
         frame_stride=frame_stride,
         policy=policy,
         batch_size=batch_size,
+        workers=workers,
         precision=precision,
+        compiled=compiled,
         strict=strict,
         keep_partial=keep_partial,
         by_hash=by_hash,

@@ -7,29 +7,31 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pvdm_cli import files
 from pvdm_cli.config import AS_STORED, Policy, parse_config
-from pvdm_cli.data.cache_format import Identity, Rounding, Skipped, VideoRow
-from pvdm_cli.data.cache_writer import SHARD_BYTES, SHARD_SECONDS, CacheWriter, Plan, Stamp
+from pvdm_cli.data.cache_appender import SHARD_BYTES, SHARD_SECONDS, Appender
+from pvdm_cli.data.cache_format import Identity, Manifest, Skipped
+from pvdm_cli.data.cache_writer import CacheWriter, Plan, Stamp
 from pvdm_cli.data.catalog import Source
-from pvdm_cli.data.feed import Clip, Ended, Failed, Job, feed
+from pvdm_cli.data.decoder import POSSIBLE, Process
+from pvdm_cli.data.feed import Decoder, Here
 from pvdm_cli.data.labels import Labelled, say_missing
-from pvdm_cli.data.source import original
-from pvdm_cli.errors import ConfigError, DataError, ModelError, VideoError
-from pvdm_cli.latents import flatten
+from pvdm_cli.encoder import Encoder
+from pvdm_cli.errors import ConfigError, DataError
 from pvdm_cli.model import Model
+from pvdm_cli.pipeline import Speed, Work, encode_together
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.runtime import autocast
-from pvdm_cli.video import pixels
+from pvdm_cli.ranks import here
+
+MAX_DECODERS = 4  # by default, for one accelerator
+LAST_WORDS = 15.0  # seconds that processes without their launcher have to save what they hold
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class EncodeResult:
     skipped: list[Skipped]
     classes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # listed with a class, but not there
+    speed: Speed = field(default_factory=Speed)
 
     @property
     def clips_per_second(self) -> float:
@@ -61,8 +64,10 @@ def encode_videos(
     window_stride: int | None = None,
     frame_stride: int | None = None,
     policy: Policy = AS_STORED,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    workers: int | None = 0,
     precision: str = "fp32",
+    compiled: bool = False,
     strict: bool = False,
     keep_partial: bool = False,
     by_hash: bool = False,
@@ -83,8 +88,11 @@ def encode_videos(
         window_stride: Frames between the starts of two clips; None: clips touch.
         frame_stride: Take every so-many-th frame; None: as the model has it.
         policy: What else decides how clips are cut out of the videos.
-        batch_size: Clips per forward pass, of one or several videos.
+        batch_size: Clips per forward pass, of one or several videos; None: what suits the device.
+            It is halved where memory runs out.
+        workers: Decoding processes; 0: threads of this one; None: as many as the device needs.
         precision: fp32 | bf16 | fp16 arithmetic; the cache is fp16 anyway.
+        compiled: Hand the encoder to torch.compile, which takes a minute or more to begin with.
         strict: Stop at the first video that cannot be used.
         keep_partial: Keep the frames before a decode error instead of skipping the video.
         by_hash: Know a video by the hash of its content, not by its name, size and time.
@@ -100,6 +108,7 @@ def encode_videos(
         DataError: If the cache cannot be continued, no video can be used, or (strict) one.
     """
     began = time.monotonic()
+    ranks = here()
     missing = labelled.missing if labelled else []
     if missing:
         reporter.say(say_missing(missing))
@@ -112,24 +121,59 @@ def encode_videos(
         keep_partial=keep_partial,
     )
     autoencoder, source = hints or (None, None)
-    with CacheWriter(
-        out,
-        identity,
-        shard_bytes=shard_bytes,
-        shard_seconds=shard_seconds,
-        autoencoder=autoencoder,
-        source=source,
-        command=command,
-        **(origin or {}),
-    ) as writer:
-        classes = (labelled.names, labelled.of) if labelled and labelled.names else ()
-        plan = writer.plan(_stamps(sources, by_hash, reporter), *classes)
-        _say_changes(plan, reporter)
-        run = _Run(model, identity, writer, batch_size, strict, reporter)
-        if not writer.complete:
-            run.encode(plan.todo, {source.name: source for source in sources})
-            writer.finish()
-        manifest, skipped = writer.manifest, writer.skipped
+    with ExitStack() as stack:
+        writer = CacheWriter(
+            out,
+            identity,
+            shard_bytes=shard_bytes,
+            shard_seconds=shard_seconds,
+            autoencoder=autoencoder,
+            source=source,
+            command=command,
+            patience=LAST_WORDS if ranks.size > 1 else 0.0,
+            **(origin or {}),
+        )
+
+        def prepare() -> tuple[Work, list[int]]:
+            stack.enter_context(writer)
+            classes = (labelled.names, labelled.of) if labelled and labelled.names else ()
+            plan = writer.plan(_stamps(sources, by_hash, reporter), *classes)
+            _say_changes(plan, reporter)
+            named = {source.name: source for source in sources}
+            have = {row.video: writer.present(row.video) for row in plan.todo}
+            work = Work(plan.todo, {row.path: named[row.path] for row in plan.todo}, have)
+            return work, [writer.next_shard(rank) for rank in range(ranks.size)]
+
+        def finish() -> tuple[Manifest, list[Skipped]]:
+            return writer.manifest if writer.complete else writer.finish(), writer.skipped
+
+        work, next_shards = ranks.first(prepare)
+        speed = Speed()
+        if work.todo:
+            appender: Appender = writer
+            if not ranks.main:
+                number = next_shards[ranks.rank]
+                appender = Appender(
+                    out,
+                    identity.shape,
+                    shard_bytes=shard_bytes,
+                    shard_seconds=shard_seconds,
+                    rank=ranks.rank,
+                    next_shard=number,
+                )
+                stack.enter_context(appender)
+            encoder = Encoder(
+                model,
+                batch_size=batch_size,
+                precision=precision,
+                compiled=compiled,
+                reporter=reporter,
+            )
+            decoders = decoders_for(identity, model.device, workers)
+            speed = encode_together(
+                ranks, work, identity, encoder, appender, decoders, strict=strict, reporter=reporter
+            )
+        manifest, skipped = ranks.first(finish)
     if not manifest.clips:
         raise DataError(
             f"none of the {len(sources)} videos could be encoded; {out}/skipped.jsonl says why "
@@ -139,13 +183,14 @@ def encode_videos(
         out=out,
         videos=manifest.videos,
         clips=manifest.clips,
-        new_clips=run.clips,
+        new_clips=speed.clips,
         bytes=manifest.bytes,
         fps=manifest.fps,
         seconds=time.monotonic() - began,
         skipped=skipped,
         classes=list(manifest.labels),
         missing=missing,
+        speed=speed,
     )
 
 
@@ -222,108 +267,19 @@ def _stamps(sources: Sequence[Source], by_hash: bool, reporter: Reporter) -> lis
     return found
 
 
-class _Run:
-    """One pass over the videos that lack clips."""
+def decoders_for(identity: Identity, device: torch.device, workers: int | None) -> list[Decoder]:
+    """Make what decodes.
 
-    def __init__(
-        self,
-        model: Model,
-        identity: Identity,
-        writer: CacheWriter,
-        batch_size: int,
-        strict: bool,
-        reporter: Reporter,
-    ) -> None:
-        self.clips = 0
-        self._model, self._identity, self._writer = model, identity, writer
-        self._batch_size, self._strict, self._reporter = batch_size, strict, reporter
-        self._names: dict[int, str] = {}
-        self._labels: dict[int, int] = {}
-
-    def encode(self, todo: Sequence[VideoRow], sources: dict[str, Source]) -> None:
-        """Decode, batch, encode, write. The last batch may be small."""
-        jobs = [
-            Job(
-                row.video,
-                sources[row.path].piece,
-                self._writer.present(row.video),
-                original(row.path),
-                sources[row.path].mirrored,
-            )
-            for row in todo
-        ]
-        self._names = {row.video: row.path for row in todo}
-        self._labels = {row.video: row.label for row in todo}
-        batch: list[Clip] = []
-        ahead = max(4, 2 * self._batch_size)
-        self._reporter.start("encoding", total=len(jobs), unit="video")
-        threads = _decoding_threads(self._model.device)
-        with closing(feed(jobs, self._identity, threads=threads, ahead=ahead)) as events:
-            for event in events:
-                if isinstance(event, Clip):
-                    batch.append(event)
-                else:
-                    self._note(event)
-                if len(batch) == self._batch_size:
-                    self._encode(batch)
-                    batch = []
-        if batch:
-            self._encode(batch)
-        self._reporter.done()
-
-    def _encode(self, batch: list[Clip]) -> None:
-        """Pass one batch through the network and on to the writer."""
-        z, rounding = encode_measured(
-            self._model, np.stack([clip.frames for clip in batch]), self._identity.precision
-        )
-        if not np.isfinite(z).all():
-            raise ModelError(
-                f"the autoencoder gives no finite latents for {self._names[batch[0].video]} with "
-                f"precision {self._identity.precision}; use fp32, or train it further"
-            )
-        rows = [(clip.video, clip.first, self._labels[clip.video]) for clip in batch]
-        self._writer.add(np.array(rows, dtype=np.int64), z, rounding)
-        self.clips += len(batch)
-        self._reporter.advance(0, clips=self.clips)
-
-    def _note(self, event: Ended | Failed) -> None:
-        """Record the end of a video, good or bad."""
-        name = self._names[event.video]
-        if isinstance(event, Failed):
-            if self._strict:
-                raise VideoError(f"{name}: {event.reason}; leave out --strict to skip such videos")
-            self._writer.skip_video(event.video, event.reason)
-            self._reporter.say(f"skipped {name}: {event.reason}")
-        else:
-            self._writer.end_video(event.video, frames=event.frames, fps=event.fps, note=event.note)
-            if event.note:
-                self._reporter.say(f"{name}: {event.note}")
-        self._reporter.advance(1)
-
-
-def encode_clips(
-    model: Model, frames: NDArray[np.uint8], precision: str = "fp32"
-) -> NDArray[np.float16]:
-    """Encode clips uint8 [b, s, H, W, 3] to flat latents fp16 [b, c, n]."""
-    return encode_measured(model, frames, precision)[0]
-
-
-def encode_measured(
-    model: Model, frames: NDArray[np.uint8], precision: str = "fp32"
-) -> tuple[NDArray[np.float16], Rounding]:
-    """Encode clips as `encode_clips` does, and tell what rounding to fp16 has cost."""
-    with torch.inference_mode(), autocast(model.device, precision):
-        x = pixels.to_float(torch.from_numpy(frames).to(model.device))
-        z = flatten(model.autoencoder.encode(x))
-        cached = z.to(torch.float16)
-        error = cached.float() - z.float()
-        largest, squares = torch.stack([error.abs().amax(), error.square().sum()]).tolist()
-        return cached.cpu().numpy(), Rounding(largest, squares)
-
-
-def _decoding_threads(device: torch.device) -> int:
-    """One thread keeps a CPU's network busy; an accelerator needs more."""
-    return 1 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+    Args:
+        identity: Clip geometry and policy.
+        device: Where the network is: one decoder keeps a CPU's busy, an accelerator needs more.
+        workers: Decoding processes; 0: threads of this one; None: as many as the device needs.
+    """
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = 1 if device.type == "cpu" else max(1, min(MAX_DECODERS, cores))
+    if workers is None:
+        workers = needed if POSSIBLE else 0
+    return [Process(identity) for _ in range(workers)] or [Here(identity) for _ in range(needed)]
 
 
 def _say_changes(plan: Plan, reporter: Reporter) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,20 +98,22 @@ def tidy(folder: Path) -> None:
 class Hold:
     """A folder that only this process writes into; the system lets go when the process dies."""
 
-    def __init__(self, folder: Path, doing: str) -> None:
+    def __init__(
+        self, folder: Path, doing: str, name: str = ".lock", patience: float = 0.0
+    ) -> None:
         """Take the folder, as `only_writer` does."""
         self.folder, self.doing = folder, doing
-        self._path = folder / ".lock"
-        self._handle = self._take()
+        self._path = folder / name
+        self._handle = self._take(patience)
 
-    def _take(self) -> int:
+    def _take(self, patience: float = 0.0) -> int:
         """Open and lock the file that stands for the folder."""
         try:
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise _unwritable(self._path, error) from error
         try:
-            _lock(handle, self.folder, self.doing)
+            _lock(handle, self.folder, self.doing, patience)
         except PvdmError:
             os.close(handle)
             raise
@@ -143,33 +146,45 @@ class Hold:
 
 
 @contextmanager
-def only_writer(folder: Path, doing: str) -> Iterator[Hold]:
+def only_writer(
+    folder: Path, doing: str, *, name: str = ".lock", patience: float = 0.0
+) -> Iterator[Hold]:
     """Hold the folder for this process; the system lets go when the process dies.
 
     Args:
         folder: Exists.
         doing: What the other process would be doing, like "encoding into".
+        name: Of the lock; processes with different locks do not exclude each other.
+        patience: Seconds to wait for a process that is about to end.
 
     Raises:
         PvdmError: If another process is writing into it, or the folder is read-only.
     """
-    hold = Hold(folder, doing)
+    hold = Hold(folder, doing, name, patience)
     try:
         yield hold
     finally:
         hold.let_go()
 
 
-def _lock(handle: int, folder: Path, doing: str) -> None:
+def _lock(handle: int, folder: Path, doing: str, patience: float) -> None:
     """Lock an open file for this process."""
     try:
         import fcntl
     except ImportError:  # not POSIX: two writers are the user's to avoid
         return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise PvdmError(f"another process is {doing} {folder}: wait for it to end") from None
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise PvdmError(
+                    f"another process is {doing} {folder}: wait for it to end"
+                ) from None
+            time.sleep(0.1)
+        else:
+            return
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from pvdm_cli.data.cache_check import Problem, find_problems
 from pvdm_cli.data.cache_format import MANIFEST, read_manifest
 from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.decoding import decode_clips, load_maker
-from pvdm_cli.encoding import encode_clips
+from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import DataError
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter

@@ -9,6 +9,9 @@ class Reporter(Protocol):
     def start(self, what: str, total: int | None = None, unit: str = "it") -> None:
         """Begin a piece of work of `total` units (None: unknown)."""
 
+    def expect(self, total: int | None) -> None:
+        """Correct the number of units (None: unknown), where it is only found out on the way."""
+
     def advance(self, by: int = 1, **figures: object) -> None:
         """Count `by` more units done; figures are shown beside the bar."""
 
@@ -24,6 +27,9 @@ class Silent:
 
     def start(self, what: str, total: int | None = None, unit: str = "it") -> None:
         """Ignore the start."""
+
+    def expect(self, total: int | None) -> None:
+        """Ignore the number."""
 
     def advance(self, by: int = 1, **figures: object) -> None:
         """Ignore the step."""

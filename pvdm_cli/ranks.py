@@ -148,6 +148,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and all(key in os.environ for key in needed)
 
 
+def restarted() -> bool:
+    """Whether this process follows one that has died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Meet the other processes a launcher has started; alone if there are none.

@@ -20,7 +20,7 @@ from pvdm_cli.data.labels import Labelled, folder_labels, say_missing
 from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.data.selection import select
 from pvdm_cli.decoding import load_maker
-from pvdm_cli.encoding import encode_clips
+from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import ConfigError, DataError, ModelError
 from pvdm_cli.evaluation.reconstruction import FeatureDistance
 from pvdm_cli.files import Hold, make_folder, only_writer, remove_folder, tidy, write_text

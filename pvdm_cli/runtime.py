@@ -122,6 +122,16 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     return best
 
 
+def ran_out(error: BaseException) -> bool:
+    """Tell want of memory from other failures; the CPU's allocator raises a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in said or "not enough memory" in said or "out of memory" in said
+    )
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start counting the device's peak memory anew; a CPU process has one peak for its life."""
     if device.type == "cuda":

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from pvdm_cli.data.cache_format import Identity
-from pvdm_cli.data.feed import Clip, Job, feed
+from pvdm_cli.data.feed import Clip, Here, Job, feed
 from pvdm_cli.data.framing import geometry_of
 from pvdm_cli.data.labels import Labelled
 from pvdm_cli.data.source import Source, original
-from pvdm_cli.encoding import encode_clips
+from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import VideoError
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
@@ -235,7 +235,7 @@ def seconds_per_clip(
         for again in range(2 if number == 0 else 1):  # the very first pass warms up
             began = time.perf_counter()
             job = Job(0, source.piece, name=source.name, mirror=source.mirrored)
-            with closing(feed([job], identity)) as events:
+            with closing(feed([job], [Here(identity)])) as events:
                 windows = (event.frames for event in events if isinstance(event, Clip))
                 batch = list(islice(windows, TRIED_CLIPS))
             if batch:

@@ -11,6 +11,7 @@ import torch
 
 from pvdm_cli.benchmark import sample, train
 from pvdm_cli.errors import PvdmError
+from pvdm_cli.runtime import ran_out
 
 
 class Answers:
@@ -40,16 +41,6 @@ class Answers:
         with self._lock:
             sys.stdout.write(json.dumps(message) + "\n")
             sys.stdout.flush()
-
-
-def ran_out(error: BaseException) -> bool:
-    """Tell want of memory from other failures; the CPU's allocator raises a plain RuntimeError."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in said or "not enough memory" in said or "out of memory" in said
-    )
 
 
 def main() -> None:

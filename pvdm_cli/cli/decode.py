@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pvdm_cli.cli import render
-from pvdm_cli.cli.encode import BatchSizeOpt, Precision, PrecisionOpt
+from pvdm_cli.cli.encode import Precision, PrecisionOpt
 from pvdm_cli.cli.options import DebugOpt, DeviceOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt
 
 
@@ -20,6 +20,9 @@ class Format(StrEnum):
     webp = "webp"
     png = "png"
     npz = "npz"
+
+
+BatchSizeOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Clips per forward pass.")]
 
 
 def decode(

@@ -3,12 +3,12 @@
 import sys
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pvdm_cli.cli import dataset_options as options
-from pvdm_cli.cli import render
+from pvdm_cli.cli import launch, render
 from pvdm_cli.cli.dataset_options import (
     SOME_SKIPPED,
     AutoencoderOpt,
@@ -30,6 +30,7 @@ from pvdm_cli.cli.dataset_options import (
     VideosArg,
     WindowStrideOpt,
 )
+from pvdm_cli.cli.launch import NnodesOpt, NprocOpt, RdzvOpt, RestartsOpt
 from pvdm_cli.cli.options import (
     DebugOpt,
     DeviceOpt,
@@ -49,8 +50,40 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
-BatchSizeOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Clips per forward pass.")]
+def _batch_size(text: str) -> Any:
+    """Read a number of clips, or "auto"."""
+    if text == "auto":
+        return text
+    if not text.isdigit() or not int(text):
+        raise typer.BadParameter(f"{text!r} is neither a number of clips nor 'auto'")
+    return int(text)
+
+
+BatchSizeOpt = Annotated[
+    Any,
+    typer.Option(
+        "--batch-size",
+        parser=_batch_size,
+        metavar="N|auto",
+        help="Clips per forward pass; halved where memory runs out. 'auto' suits the device.",
+    ),
+]
+WorkersOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        metavar="N",
+        help="Processes that decode; 0 decodes in threads. By default 1 on a CPU, up to 4 on a GPU.",
+    ),
+]
 PrecisionOpt = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the network.")]
+CompileOpt = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile the network first: minutes on a CPU, for more clips a second."
+    ),
+]
 StrictOpt = Annotated[
     bool, typer.Option("--strict", help="Stop at the first video that cannot be used.")
 ]
@@ -97,8 +130,10 @@ def encode(
     crop: CropOpt = Crop.centre,
     flip: FlipOpt = False,
     seed: SeedOpt = 0,
-    batch_size: BatchSizeOpt = 8,
+    batch_size: BatchSizeOpt = "auto",
+    workers: WorkersOpt = None,
     precision: PrecisionOpt = Precision.fp32,
+    compiled: CompileOpt = False,
     strict: StrictOpt = False,
     keep_partial: KeepPartialOpt = False,
     by_hash: HashOpt = False,
@@ -106,6 +141,10 @@ def encode(
     shard_mb: ShardMegabytesOpt = 256,
     overwrite: OverwriteOpt = False,
     device: DeviceOpt = "auto",
+    nproc_per_node: NprocOpt = None,
+    nnodes: NnodesOpt = "1",
+    rdzv_endpoint: RdzvOpt = None,
+    max_restarts: RestartsOpt = 3,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
@@ -124,7 +163,9 @@ def encode(
         pvdm encode UCF-101 --autoencoder runs/autoencoder --labels folders --split train --out cache
         pvdm encode clips.csv --rate 8 --crop letterbox --short hold --flip --out cache
         pvdm encode videos --include '*.mp4' --exclude 'broken/*' --out cache
+        pvdm encode videos --out cache --nproc-per-node gpu --precision bf16
     """
+    launch.hand_over(nproc_per_node, nnodes, rdzv_endpoint, max_restarts)
     from pvdm_cli import api  # torch loads here, not for --help
 
     reporter = render.reporter(quiet)
@@ -138,8 +179,10 @@ def encode(
         window_stride=window_stride,
         frame_stride=frame_stride,
         policy=options.policy(rate, fps, short, crop, flip, seed),
-        batch_size=batch_size,
+        batch_size=None if batch_size == "auto" else batch_size,
+        workers=workers,
         precision=precision.value,
+        compiled=compiled,
         strict=strict,
         keep_partial=keep_partial,
         by_hash=by_hash,
@@ -150,17 +193,23 @@ def encode(
         command=["pvdm", *(word for word in sys.argv[1:] if word != "--overwrite")],
         reporter=reporter,
     )
-    speed = f" at {result.clips_per_second:.1f} clips/s" if result.new_clips else ""
     classes = f" of {len(result.classes)} classes" if result.classes else ""
     reporter.say(
         f"{result.out}: {result.videos} videos{classes}, {result.clips} clips "
-        f"({result.bytes / 1e6:.1f} MB); {result.new_clips} clips encoded now{speed}"
+        f"({result.bytes / 1e6:.1f} MB); {result.new_clips} clips encoded now"
     )
+    speed = result.speed
+    if speed.clips:
+        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in speed.shares.items())
+        reporter.say(
+            f"{speed.clips / speed.seconds:.4g} clips/s, {speed.frames / speed.seconds:.4g} "
+            f"frames/s; busy: {shares} ({speed.limit} is the limit)"
+        )
     if result.skipped:
         reporter.say(f"{len(result.skipped)} videos skipped: {result.out / 'skipped.jsonl'}")
     if as_json:
         skipped = [{"path": one.path, "reason": one.reason} for one in result.skipped]
-        per_second = {"clips_per_second": result.clips_per_second}
-        render.print_json({**asdict(result), **per_second, "skipped": skipped})
+        overall = {"clips_per_second": result.clips_per_second, "limit": speed.limit}
+        render.print_json({**asdict(result), **overall, "skipped": skipped})
     if result.skipped or result.missing:
         raise typer.Exit(SOME_SKIPPED)

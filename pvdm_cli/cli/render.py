@@ -107,6 +107,11 @@ class Bar:
             dynamic_ncols=True,
         )
 
+    def expect(self, total: int | None) -> None:
+        """Correct the length of the bar; the time left follows."""
+        if self._bar is not None:
+            self._bar.total = total
+
     def advance(self, by: int = 1, **figures: object) -> None:
         """Move the bar; figures such as loss=0.12 are shown beside it."""
         if self._bar is not None:

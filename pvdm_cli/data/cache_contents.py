@@ -66,7 +66,7 @@ class Contents:
         if manifest.complete:
             self.sweep(manifest)
         else:
-            self._replay()
+            self.replay()
         for leftover in self.path.glob(".*.partial"):
             leftover.unlink()
         for file in self.path.glob("shard-*.safetensors"):
@@ -160,9 +160,11 @@ class Contents:
             if file.name not in listed:
                 file.unlink()
 
-    def _replay(self) -> None:
-        """Take the facts of the journal."""
+    def replay(self) -> None:
+        """Take the facts of the journals, those of all processes; known ones change nothing."""
         for fact in facts(self.path):
+            if "shard" in fact and fact["shard"]["name"] in self.shards:
+                continue
             if "shard" in fact:
                 self._take_if_whole(Shard.model_validate(fact["shard"]))
             elif "skipped" in fact:

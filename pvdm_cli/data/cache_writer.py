@@ -4,7 +4,6 @@ Axes: k clips, c latent channels, n flat length.
 """
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from pvdm_cli import files
+from pvdm_cli.data.cache_appender import SHARD_BYTES, SHARD_SECONDS, WRITING, Appender
 from pvdm_cli.data.cache_contents import Contents
 from pvdm_cli.data.cache_format import (
     MANIFEST,
@@ -21,7 +21,7 @@ from pvdm_cli.data.cache_format import (
     VIDEOS,
     Identity,
     Manifest,
-    Rounding,
+    Shard,
     Skipped,
     VideoRow,
     lists_hash,
@@ -30,20 +30,8 @@ from pvdm_cli.data.cache_format import (
     to_lines,
     whole_hash,
 )
-from pvdm_cli.data.cache_journal import Journal
-from pvdm_cli.data.cache_shard import (
-    Latents,
-    Rows,
-    fp16_loss,
-    joined_rounding,
-    moments,
-    read_latents,
-    write_shard,
-)
+from pvdm_cli.data.cache_shard import fp16_loss, moments, read_latents
 from pvdm_cli.errors import DataError
-
-SHARD_BYTES = 256 << 20
-SHARD_SECONDS = 60.0
 
 
 class Stamp(NamedTuple):
@@ -70,7 +58,7 @@ class Plan(NamedTuple):
     damaged: int = 0  # shards whose clips are encoded anew
 
 
-class CacheWriter:
+class CacheWriter(Appender):
     """Writes one cache folder; opening it again after a kill continues.
 
     Use as a context manager: `plan`, then `add` / `end_video` / `skip_video`, then `finish`.
@@ -84,26 +72,19 @@ class CacheWriter:
         *,
         shard_bytes: int = SHARD_BYTES,
         shard_seconds: float = SHARD_SECONDS,
-        rank: int = 0,
         autoencoder: str | None = None,
         source: str | None = None,
         command: Sequence[str] = (),
+        patience: float = 0.0,
         **origin: object,
     ) -> None:
         """Take keys of the manifest about where the videos came from as `origin`."""
-        self.path = path
+        super().__init__(path, identity.shape, shard_bytes=shard_bytes, shard_seconds=shard_seconds)
         self._identity = identity
-        self._shard_bytes, self._shard_seconds = shard_bytes, shard_seconds
-        self._rank = rank
         own = {"autoencoder": autoencoder, "source": source, "command": tuple(command)}
         self._hints: dict[str, object] = {**own, **origin}
-        self._journal = Journal(path, rank)
         self._held = Contents(path, identity)
-        self._open_z: list[Latents] = []
-        self._open_index: list[Rows] = []
-        self._open_rounding: list[Rounding | None] = []
-        self._open_bytes, self._opened_at = 0, 0.0
-        self._next_shard = 0
+        self._patience = patience  # seconds to wait for another process to let go of the folder
 
     def __enter__(self) -> Self:
         """Take hold of the folder and find out what is already there.
@@ -196,54 +177,33 @@ class CacheWriter:
         """First frames of the clips of one video that are safe on disk."""
         return self._held.present(video)
 
-    def add(self, index: Rows, z: Latents, rounding: Rounding | None = None) -> None:
-        """Take k clips: index [k, 3] (video, first frame, label) and z [k, c, n].
-
-        Args:
-            index: int64.
-            z: fp16.
-            rounding: What fp16 has cost them, if that was measured.
-        """
-        if not self._open_z:
-            self._opened_at = time.monotonic()
-        self._collect(index, z, rounding)
-        if time.monotonic() - self._opened_at >= self._shard_seconds:
-            self.flush()
-
     def end_video(
         self, video: int, *, frames: int, fps: float | None, note: str | None = None
     ) -> None:
         """Record that a video was decoded to its end (or as far as it is kept: the note)."""
         self._held.end_video(video, frames, fps, note)
-        self._journal.append({"video": video, "frames": frames, "fps": fps, "note": note})
+        super().end_video(video, frames=frames, fps=fps, note=note)
 
     def skip_video(self, video: int, reason: str) -> None:
         """Record that a video gives no clips; those it gave are dropped at the end."""
         self._held.skipped[video] = reason
-        self._journal.append({"video": video, "skipped": reason}, durable=True)
+        super().skip_video(video, reason)
 
-    def flush(self) -> None:
-        """Close the open shard: it becomes visible, whole, with its hash in the journal."""
-        if not self._open_z:
-            return
-        z, index = np.concatenate(self._open_z), np.concatenate(self._open_index)
-        rounding = joined_rounding(self._open_rounding)
-        self._open_z, self._open_index, self._open_rounding, self._open_bytes = [], [], [], 0
-        name = f"shard-{self._rank:03d}-{self._next_shard:05d}.safetensors"
-        self._next_shard += 1
-        with files.atomic_file(self.path / name) as temporary:
-            shard = write_shard(temporary, name, index, z, self._identity.shape, rounding)
-            self._journal.append({"shard": shard.model_dump()}, durable=True)
-        self._held.take(shard)
+    def next_shard(self, rank: int) -> int:
+        """A number that no shard of this rank ever had, for its `Appender`."""
+        return self._held.next_shard(rank)
 
     def finish(self) -> Manifest:
         """Merge small shards, drop rows of videos that are gone, write the final manifest.
+
+        What other processes have added to the folder (by an `Appender`) is part of it.
 
         Raises:
             DataError: If a video has neither all of its clips nor a reason to be skipped.
         """
         self.flush()
         held = self._held
+        held.replay()
         rows = list(held.videos.values())
         for row in rows:
             if not held.is_done(row):
@@ -265,6 +225,8 @@ class CacheWriter:
             shards=[shard.model_dump() for shard in shards],
         )
         held.sweep(self._manifest)
+        for lock in self.path.glob(".lock-*"):  # the others have written what they had
+            lock.unlink()
         return self._manifest
 
     # Opening ------------------------------------------------------------------------------
@@ -279,7 +241,10 @@ class CacheWriter:
             require_same(self.path, read_manifest(self.path).identity, self._identity)
         elif visible:
             raise DataError(f"{self.path} is neither empty nor a cache; choose another --out")
-        stack.enter_context(files.only_writer(self.path, "encoding into"))
+        stack.enter_context(files.only_writer(self.path, WRITING, patience=self._patience))
+        for lock in self.path.glob(".lock-*"):  # other processes of a run that was killed
+            with files.only_writer(self.path, WRITING, name=lock.name, patience=self._patience):
+                lock.unlink()
         if (self.path / MANIFEST).exists():
             return read_manifest(self.path)
         return self._write_manifest(complete=False, **self._hints)
@@ -340,14 +305,9 @@ class CacheWriter:
 
     # Finishing ----------------------------------------------------------------------------
 
-    def _collect(self, index: Rows, z: Latents, rounding: Rounding | None) -> None:
-        """Put rows into the open shard; a full one is closed."""
-        self._open_rounding.append(rounding)
-        self._open_z.append(z)
-        self._open_index.append(index)
-        self._open_bytes += z.nbytes
-        if self._open_bytes >= self._shard_bytes:
-            self.flush()
+    def _written(self, shard: Shard) -> None:
+        """Count a shard of this process in."""
+        self._held.take(shard)
 
     def _merge(self) -> set[str]:
         """Rewrite small shards and those with dead or mislabelled rows into large ones.
@@ -392,7 +352,7 @@ def discard_cache(path: Path) -> None:
         return
     if not (path / MANIFEST).is_file():
         raise DataError(f"{path} is not a cache, so --overwrite leaves it alone; choose another")
-    with files.only_writer(path, "encoding into"):
+    with files.only_writer(path, WRITING):
         for item in path.iterdir():
             if item.is_file() and item.name != MANIFEST:  # last, so that a kill leaves a cache
                 item.unlink()

@@ -3,16 +3,18 @@
 Axes: s frames of a clip, H and W pixels.
 """
 
-import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
-from typing import NamedTuple
+from contextlib import closing
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pvdm_cli.background import merged
+from pvdm_cli.clock import Clock
 from pvdm_cli.data.cache_format import Identity
 from pvdm_cli.data.framing import geometry_of, lengthened, mirrored
 from pvdm_cli.errors import VideoError
@@ -109,63 +111,67 @@ def _in_a_window(number: int, frames: int, stride: int) -> bool:
     return number % stride < frames
 
 
-def feed(
-    jobs: Sequence[Job], identity: Identity, *, threads: int = 1, ahead: int = 32
-) -> Generator[Event, None, None]:
-    """Decode videos in background threads (the decoder releases Python's lock).
+class Decoder(Protocol):
+    """Something that decodes one video at a time."""
 
-    The events of one video come in order; with several threads those of different videos mix.
+    def decode(self, job: Job) -> Iterator[tuple[Event, float]]:
+        """Yield the events of a video, each with the seconds that it took to make."""
+
+    def close(self) -> None:
+        """Let go of what is held; may be called twice."""
+
+
+class Here:
+    """Decodes in the thread that asks (the decoder releases Python's lock)."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+
+    def decode(self, job: Job) -> Iterator[tuple[Event, float]]:
+        """Yield the events of a video, each with the seconds that it took to make."""
+        return timed(clips_of(job, self._identity))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def timed(events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
+    """Measure how long each event takes to make."""
+    began = time.perf_counter()
+    for event in events:
+        yield event, time.perf_counter() - began
+        began = time.perf_counter()
+
+
+def feed(
+    jobs: Iterable[Job],
+    decoders: Sequence[Decoder],
+    *,
+    ahead: int = 32,
+    clock: Clock | None = None,
+) -> Generator[Event, None, None]:
+    """Decode videos in the background, one at a time by each decoder.
+
+    The events of one video come in order; with several decoders those of different videos mix.
 
     Args:
-        jobs: What to decode.
-        identity: Clip geometry and policy.
-        threads: Videos decoded at a time.
+        jobs: What to decode; a decoder that is free takes the next one.
+        decoders: Where it is decoded: `Here`, or in processes (`decoder.Process`). Closed at the end.
         ahead: Clips held ready, which bounds the memory.
+        clock: Told how long decoders are busy.
     """
-    waiting = iter(jobs)
-    taking = threading.Lock()
-    ready: queue.Queue[Event | BaseException | None] = queue.Queue(ahead)
-    stop = threading.Event()
+    waiting, taking = iter(jobs), threading.Lock()
+    clock = clock or Clock()
 
-    def put(item: Event | BaseException | None) -> None:
-        while not stop.is_set():
-            with suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            while not stop.is_set():
+    def events(decoder: Decoder) -> Generator[Event, None, None]:
+        with closing(decoder):
+            while True:
                 with taking:
                     job = next(waiting, None)
                 if job is None:
-                    break
-                for event in clips_of(job, identity):
-                    put(event)
-                    if stop.is_set():
-                        break
-        except BaseException as error:  # noqa: BLE001  (raised again by the taker)
-            put(error)
-        put(None)
+                    return
+                for event, seconds in decoder.decode(job):
+                    clock.add("decode", seconds)
+                    yield event
 
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    try:
-        yield from _taken(ready, threads)
-    finally:
-        stop.set()
-        for worker in workers:
-            worker.join()
-
-
-def _taken(ready: "queue.Queue[Event | BaseException | None]", threads: int) -> Iterator[Event]:
-    """Pass events on until every thread has said that it is through."""
-    while threads:
-        item = ready.get()
-        if item is None:
-            threads -= 1
-        elif isinstance(item, BaseException):
-            raise item
-        else:
-            yield item
+    return merged([events(decoder) for decoder in decoders], ahead=ahead)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pvdm_cli.data.cache import Cache
-from pvdm_cli.encoding import encode_clips
+from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import DataError, VideoError
 from pvdm_cli.model import Model
 from pvdm_cli.progress import Reporter

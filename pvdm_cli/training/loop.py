@@ -20,6 +20,7 @@ from pvdm_cli.config import RunConfig
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import Hold
 from pvdm_cli.model import checkpoint_folders, checkpoint_step, list_checkpoints
+from pvdm_cli.models.compiled import compile_network
 from pvdm_cli.models.cost import training_flops
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.ranks import here
@@ -32,7 +33,6 @@ from pvdm_cli.training.players import (
     Portion,
     Stage,
     accumulate,
-    compile_network,
     make_players,
     update,
 )

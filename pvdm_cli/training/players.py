@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from pvdm_cli.config import RunConfig, TrainingConfig
 from pvdm_cli.errors import ConfigError
 from pvdm_cli.model import Model
-from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.ranks import Ranks, here, watching
 from pvdm_cli.runtime import autocast, resolve_precision
 from pvdm_cli.training.optim import make_optimizer
@@ -180,18 +179,6 @@ def _share_gradients(player: Player) -> None:
     settings: dict[str, Any] = {option: False}
     parallel = DistributedDataParallel(network, **settings)
     player.losses, player.alone = parallel, parallel.no_sync
-
-
-def compile_network(network: nn.Module) -> None:
-    """Hand a network to torch.compile; names of weights stay as they are.
-
-    The autoencoder is compiled by block: its blocks are alike, so that one is compiled for all.
-    """
-    parts: list[nn.Module] = [network]
-    if isinstance(network, Autoencoder):
-        parts = [part for part in network.modules() if getattr(part, "grain", "") == "block"]
-    for part in parts:
-        part.compile(dynamic=False)
 
 
 def accumulate(

@@ -21,8 +21,9 @@ from pvdm_cli.config import AutoencoderConfig, ClipConfig, ModelConfig
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import VideoRow
 from pvdm_cli.data.catalog import Source, find_videos
-from pvdm_cli.data.feed import Clip, Ended, Failed, Job, clips_of, feed
-from pvdm_cli.encoding import encode_clips, encode_measured, encode_videos, identity_of, stamp
+from pvdm_cli.data.feed import Clip, Ended, Failed, Here, Job, clips_of, feed
+from pvdm_cli.encoder import encode_clips, encode_measured
+from pvdm_cli.encoding import encode_videos, identity_of, stamp
 from pvdm_cli.errors import ConfigError, DataError, ModelError, PvdmError, VideoError
 from pvdm_cli.latents import flatten
 from pvdm_cli.model import Model, save_model
@@ -118,7 +119,7 @@ def test_batches_hold_clips_of_different_videos(
     sizes = []
     real = encode_measured
     monkeypatch.setattr(
-        "pvdm_cli.encoding.encode_measured",
+        "pvdm_cli.encoder.encode_measured",
         lambda model, frames, precision: sizes.append(len(frames)) or real(model, frames),
     )
     encode_videos(model, skies, tmp_path / "c", batch_size=3)
@@ -129,10 +130,10 @@ def test_a_failing_network_does_not_leave_threads_waiting(
     model: Model, skies: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object) -> None:
-        raise MemoryError
+        raise ZeroDivisionError
 
-    monkeypatch.setattr("pvdm_cli.encoding.encode_measured", full)
-    with pytest.raises(MemoryError):
+    monkeypatch.setattr("pvdm_cli.encoder.encode_measured", full)
+    with pytest.raises(ZeroDivisionError):
         encode_videos(model, skies, tmp_path / "c", batch_size=1)
 
 
@@ -151,7 +152,7 @@ def test_windows_farther_apart_than_a_clip_skip_the_frames_between(skies: list[S
 def test_several_decoding_threads_give_the_same_clips(skies: list[Source]) -> None:
     identity = identity_of(model_of(0))
     jobs = [Job(video, source.path) for video, source in enumerate(skies)]
-    found = list(feed(jobs, identity, threads=3, ahead=2))
+    found = list(feed(jobs, [Here(identity) for _ in range(3)], ahead=2))
     clips = sorted((e.video, e.first) for e in found if isinstance(e, Clip))
     assert clips == [(video, first) for video in range(4) for first in (0, 16)]
     assert sorted(e.video for e in found if isinstance(e, Ended)) == [0, 1, 2, 3]
@@ -232,7 +233,7 @@ def test_nothing_is_done_twice(
 ) -> None:
     first = encode_videos(model, skies[:2], tmp_path / "c")
     assert (first.clips, first.new_clips) == (4, 4)
-    monkeypatch.setattr("pvdm_cli.encoding.encode_measured", None)  # not called again
+    monkeypatch.setattr("pvdm_cli.encoder.encode_measured", None)  # not called again
     again = encode_videos(model, skies[:2], tmp_path / "c")
     assert (again.clips, again.new_clips) == (4, 0)
     monkeypatch.undo()

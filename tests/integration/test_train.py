@@ -20,7 +20,7 @@ from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.data.live import LiveLatents
-from pvdm_cli.encoding import encode_clips
+from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import DataError
 from pvdm_cli.evaluation import reconstruction
 from pvdm_cli.model import list_checkpoints, load_model, save_model

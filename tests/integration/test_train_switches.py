@@ -17,7 +17,7 @@ from pvdm_cli.config import load_config
 from pvdm_cli.data.catalog import find_videos
 from pvdm_cli.data.clips import Clips, mirrored
 from pvdm_cli.data.live import LiveLatents
-from pvdm_cli.encoding import encode_clips
+from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import ConfigError
 from pvdm_cli.model import list_checkpoints, load_model
 from pvdm_cli.models.cost import training_flops

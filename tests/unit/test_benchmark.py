@@ -24,12 +24,12 @@ from pvdm_cli.benchmark.sample import SampleJob, bench_sample
 from pvdm_cli.benchmark.subjects import Subject, build, find_subject, random_network
 from pvdm_cli.benchmark.timing import PeakMeter, Timing, repeat
 from pvdm_cli.benchmark.train import TrainJob, bench_train
-from pvdm_cli.benchmark.worker import ran_out
 from pvdm_cli.config import RunConfig
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import save_model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.runtime import ran_out
 from pvdm_cli.sampling import Steps
 
 CPU = torch.device("cpu")
