@@ -15,7 +15,7 @@ from pvdm_cli import api
 from pvdm_cli.cli.app import app
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.diffusion.steps import plan
-from pvdm_cli.encoding import encode_clips
+from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import load_model, save_model
