@@ -15,6 +15,7 @@ from pvdm_cli.files import make_folder
 from pvdm_cli.generation import SampleRequest, generate
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here
 
 FPS = 8  # of a model that knows none; no score depends on it
 WINDOWS = ((16, 1), (128, 1), (16, 8))  # frames and stride of what is published
@@ -88,11 +89,13 @@ def compare(
     fps = drawing.fps or model.fps or FPS
     drawing = replace(drawing, format="npz", fps=fps)
     generate(model, out, drawing, origin=origin, reporter=reporter)
+    here().barrier()  # all videos are there
     columns = {}
     for request in requests:
         result = measure_fvd(real, out, request, model.device, reporter)
         columns[window_name(request)] = result
-        append(out, f"fvd{request.num}_{window_name(request)}", result, origin, drawing)
+        if here().main:
+            append(out, f"fvd{request.num}_{window_name(request)}", result, origin, drawing)
     dataset = dataset or guess(real)
     rows = [(row.method, row.of(dataset)) for row in TABLE_1] if dataset else []
     return Comparison(origin[0], str(drawing.sampling.steps), out, dataset, columns, rows)

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pvdm_cli.cli import bench, eval, help, launch, options, render
+from pvdm_cli.cli import bench, eval, eval_fvd, help, launch, options, render
 from pvdm_cli.cli.convert import convert
 from pvdm_cli.cli.data import sky
 from pvdm_cli.cli.decode import decode
@@ -46,7 +46,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
         (bench.sample, bench.train),
     ),
     "data": ("Draw practice videos.", (sky,)),
-    "eval": ("Score videos and reconstructions.", (eval.fvd, eval.is_, eval.reconstruction)),
+    "eval": ("Score videos and reconstructions.", (eval_fvd.fvd, eval.is_, eval.reconstruction)),
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
 }
 

@@ -17,8 +17,10 @@ from pvdm_cli.errors import PvdmError
 from pvdm_cli.evaluation.detector import Detector, Features
 from pvdm_cli.evaluation.i3d import NUM_FEATURES
 from pvdm_cli.evaluation.reel import Reel
+from pvdm_cli.evaluation.shared import features_of
 from pvdm_cli.files import atomic_file
 from pvdm_cli.progress import Reporter
+from pvdm_cli.ranks import here
 
 FORMAT = 1
 
@@ -57,6 +59,8 @@ def gather(
 ) -> tuple[Side, Features]:
     """Compute the features [n, 400] of all clips, 1.6 kB each.
 
+    Several processes share the clips out; all get all features.
+
     Args:
         reel: The clips.
         where: Where the videos are.
@@ -68,21 +72,14 @@ def gather(
     Raises:
         DataError: If there are fewer than two clips.
     """
-    path = cache_folder() / f"{_key(reel, detector)}.npz" if keep else None
-    if path is not None and (found := _load(path)):
+    path, found = here().first(lambda: _look_up(reel, detector)) if keep else (None, None)
+    if found is not None:
         return replace(found[0], path=where, kept=True), found[1]
-    total = min(reel.most, len(reel.videos)) if reel.window.rule != "all" else None
-    reporter.start(what, total, "clip")
-    batches = []
-    for batch in detector.stream(reel):
-        batches.append(batch)
-        reporter.advance(len(batch))
-    reporter.done()
+    features = features_of(reel, detector.stream, what, reporter)
     reel.require_clips(where)
-    features = np.concatenate(batches)
     formats = sorted({video.format for video in reel.videos})
     side = Side(where, reel.used, reel.clips, reel.resized, reel.skipped, formats)
-    if path is not None:
+    if path is not None and here().main:
         _save(path, side, features, reporter)
     return side, features
 
@@ -91,6 +88,12 @@ def cache_folder() -> Path:
     """Where features of real videos are kept."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "pvdm" / "features"
+
+
+def _look_up(reel: Reel, detector: Detector) -> tuple[Path, tuple[Side, Features] | None]:
+    """Find the place of these features, and what is kept there."""
+    path = cache_folder() / f"{_key(reel, detector)}.npz"
+    return path, _load(path)
 
 
 def _key(reel: Reel, detector: Detector) -> str:

@@ -25,6 +25,7 @@ from pvdm_cli.evaluation.protocol import (
 from pvdm_cli.evaluation.reel import Reel, Variant, Window
 from pvdm_cli.files import atomic_file
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def measure_fvd(
     device: torch.device,
     reporter: Reporter = SILENT,
 ) -> FvdResult:
-    """Compare two sets of videos.
+    """Compare two sets of videos; several processes share their clips out.
 
     Args:
         real: Real videos: a folder, one file, an .npz, or a list of files.
@@ -94,7 +95,7 @@ def measure_fvd(
     )
     real_side, real_features = scene.real()
     score = spread.distance(real_features, fake_features, protocol.ddof)
-    if request.save_features:
+    if request.save_features and here().main:
         save_features(request.save_features, real_features, fake_features)
     sides = (real_features, fake_features, protocol.ddof)
     counts = spread.at_counts(*sides, counts=request.counts, seed=request.seed)

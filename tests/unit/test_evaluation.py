@@ -1,6 +1,7 @@
 """What is scored: videos found, windows cut, features kept, and how sure a distance is."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pvdm_cli.evaluation.footage import find_footage
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd, shuffled
 from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.reel import Reel, Window
+from pvdm_cli.evaluation.shared import features_of
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.video.resize import Geometry
 from pvdm_cli.video.write import write_video
@@ -25,6 +27,10 @@ RNG = np.random.default_rng(0)
 
 def score(real: Path, fake: Path, reporter: Reporter = SILENT, **settings: object) -> FvdResult:
     return measure_fvd(real, fake, FvdRequest(**settings), CPU, reporter)  # type: ignore[arg-type]
+
+
+def clips_of(reel: Reel) -> Iterator[np.ndarray]:
+    return reel.read(reel.coming(1), [])
 
 
 def test_videos_are_found_in_folders_arrays_and_lists(tmp_path: Path) -> None:
@@ -85,7 +91,7 @@ def test_random_windows_reach_every_start_and_depend_on_seed_and_video_alone(
     assert drawn == {0, 1, 2, 3}
     videos = find_footage(write_noise(tmp_path / "videos", 30, 30, 30))
     first, again, other = (
-        list(Reel(videos[:count], window, Geometry(16, 24), 99, seed))
+        list(clips_of(Reel(videos[:count], window, Geometry(16, 24), 99, seed)))
         for count, seed in ((3, 1), (2, 1), (3, 2))
     )
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=False))
@@ -102,7 +108,7 @@ def test_an_order_is_a_permutation_that_the_seed_decides(tmp_path: Path) -> None
 def test_real_frames_can_take_the_way_through_jpeg(tmp_path: Path) -> None:
     videos = find_footage(write_noise(tmp_path / "videos", 9))
     plain, stored = (
-        next(iter(Reel(videos, Window(9), Geometry(16, 24), 1, jpeg=jpeg)))
+        next(clips_of(Reel(videos, Window(9), Geometry(16, 24), 1, jpeg=jpeg)))
         for jpeg in (False, True)
     )
     assert plain.shape == stored.shape
@@ -112,8 +118,9 @@ def test_real_frames_can_take_the_way_through_jpeg(tmp_path: Path) -> None:
 def test_at_most_so_many_clips_are_read(tmp_path: Path) -> None:
     videos = find_footage(write_noise(tmp_path / "videos", 40, 40, 40))
     reel = Reel(videos, Window(9, 1, "all"), Geometry(16, 24), 6)
-    assert len(list(reel)) == 6
-    assert (reel.clips, reel.used) == (6, 2)
+    found = features_of(reel, Quick(None, "quick", "0" * 64).stream, "clips", SILENT)  # type: ignore[arg-type]
+    assert len(found) == 6
+    assert (reel.clips, reel.used, reel.seen) == (6, 2, 2)
 
 
 def test_features_of_real_videos_are_kept_until_something_they_depend_on_changes(
@@ -208,7 +215,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(tmp_path: Path) -> None:
     alive: list[int] = []
 
     def watched() -> object:
-        for number, clip in enumerate(reel):
+        for number, clip in enumerate(clips_of(reel)):
             alive.append(number)
             yield clip
 
