@@ -20,6 +20,7 @@ from pvdm_cli.cli.options import (
     SeedOpt,
 )
 from pvdm_cli.errors import PvdmError
+from pvdm_cli.files import is_run
 
 
 class Protocol(StrEnum):
@@ -53,7 +54,10 @@ class RealClips(StrEnum):
 def fvd(
     real: Annotated[Path, typer.Option(metavar="DIR", help="The real videos.")],
     fake: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The generated ones: any videos, or .npz.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The generated ones: any videos, or .npz. A run is for --model."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -138,7 +142,7 @@ def fvd(
     i3d_pretrained_400.pt (huggingface.co/Xiaodong/FVD_I3D) into ~/.cache/pvdm, or let PVDM_I3D name
     the file.
 
-    With --model it draws the videos itself, scores every published window and prints table 1 of the
+    With --model (or a training run as --fake) it draws the videos itself, scores every published window and prints table 1 of the
     paper with a row of yours; the same command again goes on where it stopped.
 
     Examples:
@@ -148,6 +152,9 @@ def fvd(
         pvdm eval fvd --real videos --model runs/sky --steps 400/400 --dataset sky --out scored
         pvdm eval fvd --real videos --model runs/sky --out scored --nproc-per-node 8
     """
+    drawn_from = fake if fake is not None and model is None and is_run(fake) else None
+    if drawn_from is not None:
+        fake, model = None, str(drawn_from)
     if (fake is None) == (model is None):
         raise PvdmError("give the generated videos by --fake, or by --model what is to draw them")
     of_fake = frames != 16 or frame_stride != 1 or save_features or fake_start != "0"
@@ -164,6 +171,9 @@ def fvd(
     launch.hand_over(nproc_per_node, nnodes, rdzv_endpoint, max_restarts)
     from pvdm_cli import api  # torch loads here, not for --help
 
+    reporter = render.reporter(quiet)
+    if drawn_from is not None:
+        reporter.say(f"{drawn_from} is a training run: its model draws the videos, as with --model")
     scoring: dict[str, Any] = {
         "fake_start": first_start,
         "more_starts": more_starts,
@@ -180,7 +190,7 @@ def fvd(
         "yardsticks": yardsticks,
         "keep": not fresh,
         "device": device,
-        "reporter": render.reporter(quiet),
+        "reporter": reporter,
     }
     if model is not None:
         table = api.eval_model(

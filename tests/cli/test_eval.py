@@ -221,6 +221,21 @@ def test_a_model_is_drawn_from_scored_and_set_below_the_published_rows(
     assert "343.6" in ucf
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_training_run_as_the_generated_videos_means_its_model(pvdm: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save_model(tiny_model(), run / "checkpoints" / "step-00000001" / "model")
+    (run / "config.yaml").write_text("")
+    (run / "latest").write_text("step-00000001\n")
+    real = write_noise(tmp_path / "real", 16, 16)
+    words = ["--real", real, "--fake", run, "--num", 2, "--length", 16, "--steps", "1/1"]
+    result = pvdm("eval", "fvd", *words, "--out", tmp_path / "out", "--device", "cpu", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["model"] == str(run)
+    assert f"{run} is a training run: its model draws the videos, as with --model" in result.err
+    assert len(list((tmp_path / "out").glob("video-*.npz"))) == 2
+
+
 def test_an_inception_score_stands_below_the_published_ones(
     pvdm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,8 +60,13 @@ def test_what_names_no_videos_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text("")
-    with pytest.raises(DataError, match=r"is a training run: .*pvdm sample"):
+    with pytest.raises(DataError, match=r"run is a training run: .*pvdm sample"):
         find_footage(run)
+    write_noise(run / "samples", 9, suffix="mp4")
+    with pytest.raises(DataError, match=r"samples shows a training run: .* give \S+run as --model"):
+        find_footage(run / "samples")
+    (run / "samples" / "video-00000.json").write_text("{}")  # `pvdm sample --out RUN/samples`
+    assert len(find_footage(run / "samples")) == 1
 
 
 @pytest.mark.parametrize(
