@@ -107,6 +107,12 @@ def fvd(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Neither use nor keep features of real clips.")
     ] = False,
+    rehash: Annotated[
+        bool,
+        typer.Option(
+            "--rehash", help="Hash real files again that seem unchanged by size and time."
+        ),
+    ] = False,
     save_features: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the features of both sides.")
     ] = None,
@@ -189,6 +195,7 @@ def fvd(
         "counts": numbers,
         "yardsticks": yardsticks,
         "keep": not fresh,
+        "rehash": rehash,
         "device": device,
         "reporter": reporter,
     }

@@ -222,9 +222,8 @@ class Reel:
             yield through_jpeg(clip) if self.jpeg else clip
 
     def describe(self) -> dict[str, Any]:
-        """Everything its clips depend on: equal descriptions give equal clips."""
+        """What its clips depend on, beside the videos and their number."""
         return {
-            "videos": [stamp(video) for video in self.videos],
             "window": asdict(self.window),
             "geometry": self.geometry._asdict(),
             "most": self.most,
@@ -246,20 +245,3 @@ class Reel:
             raise DataError(
                 f"{where}: {self.clips} clips found, a distance needs {least} or more{why}"
             )
-
-
-def stamp(video: Footage) -> tuple[str, int | None, int, int]:
-    """Name, part, size and time of change of a video: what tells that it is the same.
-
-    Raises:
-        DataError: If it is gone.
-    """
-    try:
-        inside = sorted(video.path.iterdir()) if video.path.is_dir() else [video.path]
-        stats = [path.stat() for path in inside]
-    except FileNotFoundError:
-        return video.name, video.part, 0, 0
-    except OSError as error:
-        raise DataError(f"{video.path}: {error.strerror}") from error
-    newest = max((stat.st_mtime_ns for stat in stats), default=0)
-    return video.name, video.part, sum(stat.st_size for stat in stats), newest

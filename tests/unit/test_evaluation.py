@@ -10,13 +10,14 @@ import torch
 from scoring import Quick, noise, use_quick_detector, write_noise
 
 from pvdm_cli.errors import DataError, PvdmError
-from pvdm_cli.evaluation import spread
+from pvdm_cli.evaluation import contents, spread
 from pvdm_cli.evaluation.features import cache_folder
 from pvdm_cli.evaluation.footage import find_footage
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd, shuffled
 from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.reel import Reel, Window
 from pvdm_cli.evaluation.shared import features_of
+from pvdm_cli.files import sha256
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.video.resize import Geometry
 from pvdm_cli.video.write import write_video
@@ -144,11 +145,57 @@ def test_features_of_real_videos_are_kept_until_something_they_depend_on_changes
     assert not score(real, fake, seed=1).real.kept
     assert not score(real, fake, protocol="pvdm").real.kept
     assert not score(real, fake, keep=False).real.kept
-    os.utime(real / "0.npz", ns=(1, 1))
-    assert not score(real, fake).real.kept
     for path in cache_folder().iterdir():
         path.write_bytes(path.read_bytes()[:50])
     assert score(real, fake).fvd == first.fvd  # damaged: computed anew
+
+
+def test_features_are_known_by_what_the_videos_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_quick_detector(monkeypatch, tmp_path)
+    real = write_noise(tmp_path / "real", 20, 20, 20)
+    for i in (0, 1):  # not compressed: of one size
+        np.savez(real / f"{i}.npz", frames=noise(i, 20))
+    write_video(real / "frames", noise(9, 20), 8)  # a folder of png
+    fake = write_noise(tmp_path / "fake", 20, 20, first=7)
+    first = score(real, fake)
+    hashed: list[Path] = []
+    monkeypatch.setattr(contents, "sha256", lambda path: hashed.append(path) or sha256(path))
+    assert score(real, fake).real.kept
+    assert hashed == []
+    os.utime(real / "0.npz", ns=(1, 1))  # touched
+    real = real.rename(tmp_path / "moved")
+    moved = score(real, fake)
+    assert (moved.real.kept, moved.real.path, moved.fvd) == (True, real, first.fvd)
+    assert len(hashed) == 23
+    write_video(real / "frames", noise(10, 20), 8)
+    other = score(real, fake)
+    assert not other.real.kept
+    assert other.fvd != first.fvd
+    before = (real / "0.npz").stat()
+    (real / "0.npz").write_bytes((real / "1.npz").read_bytes())
+    os.utime(real / "0.npz", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert score(real, fake).real.kept  # neither size nor time tells
+    assert not score(real, fake, rehash=True).real.kept
+    assert score(real, fake).real.kept  # now known
+
+
+def test_videos_in_place_of_those_left_out_count_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_quick_detector(monkeypatch, tmp_path)
+    real = write_noise(tmp_path / "real", 20, 5, 20, 20)  # the third comes in for the second
+    fake = write_noise(tmp_path / "fake", 20, 20, first=7)
+    only = {"num": 2, "real_order": "sorted"}
+    first = score(real, fake, **only)
+    assert score(real, fake, **only).real.kept
+    write_video(real / "3.npz", noise(20, 20), 8)  # never looked at
+    assert score(real, fake, **only).real.kept
+    write_video(real / "2.npz", noise(30, 20), 8)
+    other = score(real, fake, **only)
+    assert not other.real.kept
+    assert other.fvd != first.fvd
 
 
 def test_repeats_draw_real_clips_anew_and_the_rest_comes_from_features(
