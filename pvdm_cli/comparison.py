@@ -127,6 +127,8 @@ def append(
             "steps": str(drawing.sampling.steps),
             "eta": drawing.sampling.eta,
             "guidance": drawing.sampling.guidance,
+            "class": drawing.class_name,
+            "class_guidance": drawing.sampling.class_guidance,
             "seed": drawing.seed,
         },
         "score": asdict(result),

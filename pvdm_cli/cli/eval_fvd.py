@@ -119,6 +119,17 @@ def fvd(
     steps: Annotated[
         str, typer.Option(metavar="N/M", help="With --model: steps, as of `pvdm sample`.")
     ] = "400/400",
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            help="With --model: class of all videos, as of `pvdm sample`; else by lot.",
+        ),
+    ] = None,
+    class_guidance: Annotated[
+        float, typer.Option(min=0, help="With --model: weight of guidance on the class.")
+    ] = 0.0,
     length: Annotated[
         int, typer.Option(min=1, metavar="S", help="With --model: frames to draw of each video.")
     ] = 128,
@@ -157,6 +168,7 @@ def fvd(
         pvdm eval fvd --real videos --fake samples --frames 128 --protocol pvdm --json
         pvdm eval fvd --real videos --model runs/sky --steps 400/400 --dataset sky --out scored
         pvdm eval fvd --real videos --model runs/sky --out scored --nproc-per-node 8
+        pvdm eval fvd --real videos/YoYo --model runs/ucf101 --class YoYo --out scored/YoYo
     """
     drawn_from = fake if fake is not None and model is None and is_run(fake) else None
     if drawn_from is not None:
@@ -169,8 +181,11 @@ def fvd(
             "--model scores every published window: --frames, --frame-stride, --fake-start and "
             "--save-features go with --fake"
         )
-    if model is None and (checkpoint is not None or dataset or markdown):
-        raise PvdmError("--checkpoint, --dataset and --markdown go with --model")
+    of_model = checkpoint is not None or dataset or markdown or class_name or class_guidance
+    if model is None and of_model:
+        raise PvdmError(
+            "--checkpoint, --dataset, --markdown, --class and --class-guidance go with --model"
+        )
     pixels = None if size is None else _size(size)
     numbers = [] if counts is None else _numbers("--counts", counts)
     first_start, *more_starts = _numbers("--fake-start", fake_start)
@@ -205,6 +220,8 @@ def fvd(
             model,
             out,
             steps=steps,
+            class_name=class_name,
+            class_guidance=class_guidance,
             length=length,
             batch_size=batch_size,
             checkpoint=checkpoint,
