@@ -351,6 +351,8 @@ def eval_model(
     out: Path,
     *,
     steps: str = "400/400",
+    class_name: str | int | None = None,
+    class_guidance: float = 0.0,
     length: int = 128,
     num: int = 2048,
     batch_size: int = 4,
@@ -368,6 +370,8 @@ def eval_model(
         model: What to draw from.
         out: Where drawn videos and `metric-*.jsonl` go; what is there already is not drawn again.
         steps: Of sampling.
+        class_name: Of all videos; by default the seed draws one for each, each as likely.
+        class_guidance: Weight of guidance on the class.
         length: Frames of a drawn video.
         num: Videos drawn, and most clips of either side.
         batch_size: Videos drawn at once.
@@ -381,7 +385,8 @@ def eval_model(
     drawing = SampleRequest(
         frames=length,
         num=num,
-        sampling=Sampling(steps=Steps.parse(steps)),
+        sampling=Sampling(steps=Steps.parse(steps), class_guidance=class_guidance),
+        class_name=None if class_name is None else str(class_name),
         seed=seed,
         batch_size=batch_size,
         format="npz",

@@ -16,6 +16,7 @@ from pvdm_cli.generation.request import SampleRequest
 from pvdm_cli.generation.run import generate
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here
 
 FPS = 8  # of a model that knows none; no score depends on it
 WINDOWS = ((16, 1), (128, 1), (16, 8))  # frames and stride of what is published
@@ -89,11 +90,13 @@ def compare(
     fps = drawing.fps or model.fps or FPS
     drawing = replace(drawing, format="npz", fps=fps)
     generate(model, out, drawing, origin=origin, reporter=reporter)
+    here().barrier()  # all videos are there
     columns = {}
     for request in requests:
         result = measure_fvd(real, out, request, model.device, reporter)
         columns[window_name(request)] = result
-        append(out, f"fvd{request.num}_{window_name(request)}", result, origin, drawing)
+        if here().main:
+            append(out, f"fvd{request.num}_{window_name(request)}", result, origin, drawing)
     dataset = dataset or guess(real)
     rows = [(row.method, row.of(dataset)) for row in TABLE_1] if dataset else []
     return Comparison(origin[0], str(drawing.sampling.steps), out, dataset, columns, rows)
@@ -125,6 +128,8 @@ def append(
             "steps": str(drawing.sampling.steps),
             "eta": drawing.sampling.eta,
             "guidance": drawing.sampling.guidance,
+            "class": drawing.class_name,
+            "class_guidance": drawing.sampling.class_guidance,
             "seed": drawing.seed,
         },
         "score": asdict(result),

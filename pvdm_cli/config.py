@@ -306,13 +306,16 @@ class TrainingConfig(Section):
         1000, ge=1, description="steps between two measurements on held-out videos"
     )
     validation_clips: int = Field(64, ge=1, description="how many clips of them")
-    judge: Literal["psnr", "rfvd"] = Field(
+    judge: Literal["psnr", "rfvd", "fvd"] = Field(
         "psnr",
-        description="first stage: which figure of held-out videos the best checkpoint and patience "
-        "go by; rfvd needs the I3D (docs/evaluation.md)",
+        description="which figure the best checkpoint and patience go by. First stage: psnr or rfvd "
+        "of held-out videos; second stage: fvd of the few drawn ones of score_every, in place of "
+        "val_loss. rfvd and fvd need the I3D (docs/evaluation.md)",
     )
     patience: int = Field(
-        0, ge=0, description="validations in a row without a better figure that end a run; 0: never"
+        0,
+        ge=0,
+        description="measurements in a row without a better figure that end a run; 0: never",
     )
     sample_every: int = Field(0, ge=0, description="0 draws samples only at the end")
     score_every: int = Field(
@@ -511,11 +514,23 @@ class RunConfig(ModelConfig):
             raise ValueError("adversarial belongs to stage: autoencoder; leave it out")
         if self.stage == "diffusion" and self.loss != LossConfig():
             raise ValueError("loss belongs to stage: autoencoder; leave it out")
-        if self.stage == "diffusion" and self.training.judge != "psnr":
+        judge = self.training.judge
+        if self.stage == "diffusion" and judge == "rfvd":
             raise ValueError(
-                "training.judge belongs to stage: autoencoder; the second stage goes by val_loss"
+                "training.judge=rfvd belongs to stage: autoencoder; the second stage goes by val_loss, "
+                "or by training.judge=fvd"
             )
-        if not self.data.holdout and (self.training.patience or self.training.judge != "psnr"):
+        if self.stage == "autoencoder" and judge == "fvd":
+            raise ValueError(
+                "training.judge=fvd belongs to stage: diffusion; the first stage goes by psnr or rfvd"
+            )
+        if judge == "fvd" and not self.training.score_every:
+            raise ValueError(
+                "training.judge=fvd goes by the scores of a few drawn videos: say how often to score "
+                "by training.score_every"
+            )
+        goes_by_held_out = judge == "rfvd" or (self.training.patience and judge == "psnr")
+        if not self.data.holdout and goes_by_held_out:
             raise ValueError(
                 "training.patience and training.judge go by held-out videos, of which "
                 "data.holdout=0 leaves none; hold some out, or leave them out"

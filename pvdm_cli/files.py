@@ -219,6 +219,11 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a training run."""
+    return (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
+
+
 def sha256(path: Path) -> str:
     """Hash a file's content."""
     with path.open("rb") as file:

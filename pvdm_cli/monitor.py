@@ -41,12 +41,17 @@ class FewVideos:
         self._count = min(config.training.score_videos, len(latents))
         self._real: Tensor | None = None
 
+    @property
+    def name(self) -> str:
+        """Name of the figure: it says of how few videos it is."""
+        return f"fvd_of_{self._count}"
+
     def __call__(self, model: Model) -> dict[str, float]:
-        """Score a model; the name of the figure says of how few videos it is."""
+        """Score a model."""
         if self._real is None:
             self._real = torch.cat([self._decoded(model, part) for part in self._parts()])
         drawn = torch.cat([self._drawn(model, part) for part in self._parts()])
-        return {f"fvd_of_{self._count}": self._distance(self._real, drawn)}
+        return {self.name: self._distance(self._real, drawn)}
 
     def _parts(self) -> list[list[int]]:
         """Numbers of the videos, a few at a time."""

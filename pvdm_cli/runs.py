@@ -197,6 +197,8 @@ def _refuse_other(run: Path, config: RunConfig) -> None:
     allowed = set(HARMLESS)
     if config.training.lr_schedule == "constant":
         allowed.add("training.steps")
+    if config.training.judge == "fvd":  # scores of other numbers of videos do not compare
+        allowed.discard("training.score_videos")
     if keys := [key for key in differing_keys(config, before) if key not in allowed]:
         raise ConfigError(
             f"{run} was started with another {', '.join(keys)}; use its settings, another "

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pvdm_cli.cli import bench, cache, data, eval, help, launch, options, render
+from pvdm_cli.cli import bench, cache, data, eval, eval_fvd, help, launch, options, render
 from pvdm_cli.cli.convert import convert
 from pvdm_cli.cli.decode import decode
 from pvdm_cli.cli.demo import demo
@@ -46,7 +46,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
     ),
     "cache": ("Look into a latent cache.", (cache.info, cache.verify, cache.preview)),
     "data": ("See what a data set holds; draw practice videos.", (data.ls, data.sky)),
-    "eval": ("Score videos and reconstructions.", (eval.fvd, eval.is_, eval.reconstruction)),
+    "eval": ("Score videos and reconstructions.", (eval_fvd.fvd, eval.is_, eval.reconstruction)),
     "presets": ("List, show and copy the shipped presets.", (ls, cat, cp)),
 }
 

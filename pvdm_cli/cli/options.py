@@ -26,6 +26,9 @@ DeviceOpt = Annotated[
 ]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+MarkdownOpt = Annotated[
+    bool, typer.Option("--markdown", help="Print the table as Markdown on stdout.")
+]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="No bars and no messages.")]
 DebugOpt = Annotated[
     bool,

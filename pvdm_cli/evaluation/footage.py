@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from pvdm_cli.data.catalog import Source, find_videos
 from pvdm_cli.errors import DataError
+from pvdm_cli.files import is_run
 from pvdm_cli.video.read import count_frames, probe, read
 from pvdm_cli.video.resize import Geometry
 from pvdm_cli.video.stills import image_files
@@ -64,14 +65,18 @@ def find_footage(root: Path) -> list[Footage]:
             folder that `pvdm sample` has written, the grid of all videos is passed over.
 
     Raises:
-        DataError: If root is missing, holds no videos, or is a training run.
+        DataError: If root is missing, holds no videos, or is a training run or its sample pictures.
     """
-    if (root / "config.yaml").is_file() and (root / "checkpoints").is_dir():
+    sampled = root.is_dir() and any(root.glob(SAMPLE))
+    shown = root.name == "samples" and is_run(root.parent) and not sampled
+    if is_run(root) or shown:
+        run = root.parent if shown else root
         raise DataError(
-            f"{root} is a training run: draw videos from it with `pvdm sample {root} --format npz "
-            "--out samples`, or give it as --model"
+            f"{root} {'shows' if shown else 'is'} a training run: to score what it has learned, give "
+            f"{run} as --model of `pvdm eval fvd`, or draw videos with `pvdm sample {run} --format "
+            "npz --out drawn`; as real videos, give those it was trained on"
         )
     videos = [Footage(*source) for source in find_videos(root)]
-    if root.is_dir() and any(root.glob(SAMPLE)):
+    if sampled:
         videos = [video for video in videos if Path(video.name).stem != "grid"]
     return videos

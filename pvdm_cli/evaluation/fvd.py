@@ -12,8 +12,9 @@ import torch
 
 from pvdm_cli.errors import VideoError
 from pvdm_cli.evaluation import spread
+from pvdm_cli.evaluation.contents import Contents
 from pvdm_cli.evaluation.detector import Detector, Features
-from pvdm_cli.evaluation.features import Side, gather
+from pvdm_cli.evaluation.features import Side, cache_folder, gather
 from pvdm_cli.evaluation.footage import Footage, Size, find_footage
 from pvdm_cli.evaluation.protocol import (
     PROTOCOLS,
@@ -25,6 +26,7 @@ from pvdm_cli.evaluation.protocol import (
 from pvdm_cli.evaluation.reel import Reel, Variant, Window
 from pvdm_cli.files import atomic_file
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def measure_fvd(
     device: torch.device,
     reporter: Reporter = SILENT,
 ) -> FvdResult:
-    """Compare two sets of videos.
+    """Compare two sets of videos; several processes share their clips out.
 
     Args:
         real: Real videos: a folder, one file, an .npz, or a list of files.
@@ -88,13 +90,15 @@ def measure_fvd(
     fakes, reals = find_footage(fake), find_footage(real)
     detector = Detector.load(device, eps=protocol.eps)
     size = request.size or first_size(fakes, fake)
-    scene = _Scene(request, protocol, size, detector, reporter, real, reals)
+    known = cache_folder() / "contents.json"
+    contents = Contents(known, again=request.rehash, reporter=reporter)
+    scene = _Scene(request, protocol, size, detector, reporter, real, reals, contents)
     fake_side, fake_features = gather(
         scene.fake_reel(fakes, request.fake_start), fake, detector, "fake clips", reporter
     )
     real_side, real_features = scene.real()
     score = spread.distance(real_features, fake_features, protocol.ddof)
-    if request.save_features:
+    if request.save_features and here().main:
         save_features(request.save_features, real_features, fake_features)
     sides = (real_features, fake_features, protocol.ddof)
     counts = spread.at_counts(*sides, counts=request.counts, seed=request.seed)
@@ -124,6 +128,7 @@ class _Scene:
     reporter: Reporter
     where: Path
     reals: list[Footage]
+    contents: Contents
 
     def fake_reel(self, fakes: list[Footage], start: int) -> Reel:
         """Clips of the fake videos that begin at a frame."""
@@ -147,8 +152,8 @@ class _Scene:
             variant=variant,
         )
         what = "real clips" if variant == "as is" else f"{variant} real clips"
-        keep = request.keep
-        return gather(reel, self.where, self.detector, what, self.reporter, keep=keep)
+        contents = self.contents if request.keep else None
+        return gather(reel, self.where, self.detector, what, self.reporter, contents=contents)
 
     def repeats(self, first: float, fake: Features) -> list[float]:
         """Scores with real clips drawn anew; none if one was asked for."""

@@ -3,7 +3,7 @@
 Axes: n clips, k classes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +17,11 @@ from pvdm_cli import weights
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.evaluation.c3d import FRAMES, load_c3d
 from pvdm_cli.evaluation.detector import batched
-from pvdm_cli.evaluation.footage import find_footage
+from pvdm_cli.evaluation.footage import Frames, find_footage
 from pvdm_cli.evaluation.fvd import first_size
 from pvdm_cli.evaluation.protocol import EXACT
 from pvdm_cli.evaluation.reel import Reel, Window
+from pvdm_cli.evaluation.shared import features_of
 from pvdm_cli.files import sha256
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.video.resize import Geometry
@@ -106,18 +107,18 @@ def measure_inception(
     size = first_size(videos, fake)
     reel = Reel(videos, Window(FRAMES), Geometry(*size), num or wanted, same_size=True)
     network = load_c3d(*files).to(device)
-    reporter.start("fake clips", min(reel.most, len(videos)), "clip")
-    parts = []
-    for batch in batched(reel, BATCH):
-        parts.append(network.classify(torch.from_numpy(batch)).cpu().double().numpy())
-        reporter.advance(len(batch))
-    reporter.done()
+
+    def classify(clips: Iterable[Frames]) -> Iterator[Array]:
+        for batch in batched(clips, BATCH):
+            yield network.classify(torch.from_numpy(batch)).cpu().double().numpy()
+
+    probabilities = features_of(reel, classify, "fake clips", reporter)
     if reel.clips < SPLITS:
         raise PvdmError(
             f"{fake}: {reel.clips} clips of {FRAMES} frames found, the inception score takes "
             f"{SPLITS} splits of one or more"
         )
-    scores = split_scores(np.concatenate(parts), convention)
+    scores = split_scores(probabilities, convention)
     formats = {video.format for video in videos}
     return InceptionResult(
         mean=float(np.mean(scores)),

@@ -71,6 +71,7 @@ class FvdRequest:
         counts: Also score so many clips of either side.
         yardsticks: Also score real clips against halves, still and shuffled ones of themselves.
         keep: Keep the features of real clips for the next score.
+        rehash: Hash real videos again, also those of the same size and time of change as before.
         save_features: Where to write the features of both sides (.npz).
     """
 
@@ -90,6 +91,7 @@ class FvdRequest:
     counts: Sequence[int] = ()
     yardsticks: bool = False
     keep: bool = True
+    rehash: bool = False
     save_features: Path | None = None
 
     def check(self) -> None:

@@ -35,6 +35,7 @@ from pvdm_cli.evaluation.ssim import WINDOW, ssim
 from pvdm_cli.model import Model
 from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import here
 from pvdm_cli.video.pixels import psnr, to_float, to_uint8
 
 Split = Literal["held-out", "train", "all"]
@@ -175,7 +176,7 @@ def measure_reconstruction(
     policy: Policy = AS_STORED,
     reporter: Reporter = SILENT,
 ) -> ReconstructionResult:
-    """Reconstruct the first clip of each video of a split.
+    """Reconstruct the first clip of each video of a split; several processes share them out.
 
     The split is that of training: with the same selection and holdout the same videos are held out.
 
@@ -195,23 +196,25 @@ def measure_reconstruction(
         detector = Detector.load(model.device, needed_by="rFVD")
     compare = _Compare(_perceptual(model))
     real, fake = Statistics(NUM_FEATURES), Statistics(NUM_FEATURES)
-    found: list[Reconstructed] = []
-    reporter.start("reconstructing", len(clips), "clip")
-    for originals, x, y in _pairs(model, clips):
+    found: dict[int, Reconstructed] = {}
+    mine = range(here().rank, len(clips), here().size)
+    reporter.start("reconstructing", len(mine), "clip")
+    for numbers, originals, x, y in _pairs(model, clips, mine):
         again = to_uint8(y.cpu())
-        names = [usable.source.name for usable in clips.videos[len(found) :]]
-        found += compare(names[: len(x)], x, y, originals, again)
+        names = [clips.videos[number].source.name for number in numbers]
+        found |= zip(numbers, compare(names, x, y, originals, again), strict=True)
         if detector is not None:
             real.add(detector.features(originals))
             fake.add(detector.features(again))
         reporter.advance(len(x))
     reporter.done()
+    found, real, fake = _together(found, real, fake)
     return ReconstructionResult(
         model=name,
         data=data,
         split=split_name,
         holdout=holdout,
-        clips=found,
+        clips=[found[number] for number in range(len(clips))],
         rfvd=frechet_distance(real, fake, ddof=0) if detector else None,
         protocol=_protocol(detector, frames),
         skipped=clips.skipped,
@@ -250,14 +253,28 @@ def choose(
     return chosen
 
 
-def _pairs(model: Model, clips: Clips) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield clips uint8 [b, s, H, W, 3], as pixels x, and their reconstructions y."""
-    for first in range(0, len(clips), BATCH):
-        numbers = range(first, min(first + BATCH, len(clips)))
+def _together(
+    found: dict[int, Reconstructed], real: Statistics, fake: Statistics
+) -> tuple[dict[int, Reconstructed], Statistics, Statistics]:
+    """Put together what the processes have found of their clips."""
+    parts = here().gather((found, real, fake))
+    for others, more_real, more_fake in parts[1:]:
+        parts[0][0].update(others)
+        parts[0][1].merge(more_real)
+        parts[0][2].merge(more_fake)
+    return parts[0]
+
+
+def _pairs(
+    model: Model, clips: Clips, mine: range
+) -> Iterator[tuple[range, Tensor, Tensor, Tensor]]:
+    """Yield numbers of clips, the clips uint8 [b, s, H, W, 3], as pixels x, reconstructions y."""
+    for first in range(0, len(mine), BATCH):
+        numbers = mine[first : first + BATCH]
         frames = torch.stack([torch.from_numpy(clips.window(i, 0)) for i in numbers])
         x = to_float(frames.to(model.device))
         with torch.no_grad():
-            yield frames, x, model.autoencoder(x)
+            yield numbers, frames, x, model.autoencoder(x)
 
 
 def _perceptual(model: Model) -> LPIPS | None:

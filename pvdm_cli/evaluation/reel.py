@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from pvdm_cli.evaluation.footage import Footage, Frames
 from pvdm_cli.video.resize import Geometry
 
 JPEG_QUALITY = 95
+ROUND = 32  # videos that a process looks at before all count their clips
 
 Rule = Literal["start", "one", "all"]  # at a given frame; a random one; all that touch
 Variant = Literal["as is", "still", "shuffled"]
@@ -89,9 +90,28 @@ def _jpeg(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.open(stored))
 
 
+class Take(NamedTuple):
+    """What one video gave.
+
+    Attributes:
+        number: Of the video.
+        clips: Given.
+        resized: Whether it had another size.
+        reason: Why it gave no more.
+    """
+
+    number: int
+    clips: int
+    resized: bool
+    reason: str | None
+
+
 @dataclass
 class Reel:
     """The clips of one side of a comparison, read one by one.
+
+    Which videos they come from may depend on every video before. So several processes read some
+    videos each, and count afterwards what one process would have taken of them.
 
     Attributes:
         videos: Where they come from.
@@ -105,7 +125,8 @@ class Reel:
         skipped: Names of videos that gave no clip, with the reason.
         resized: Videos that had another size.
         used: Videos that gave clips.
-        clips: Clips given so far.
+        clips: Counted so far.
+        seen: Videos that were needed for them.
     """
 
     videos: Sequence[Footage]
@@ -120,47 +141,89 @@ class Reel:
     resized: int = 0
     used: int = 0
     clips: int = 0
+    seen: int = 0
 
-    def __iter__(self) -> Iterator[Frames]:
-        """Yield clips uint8 [s, H, W, 3]."""
-        for number, video in enumerate(self.videos):
-            if self.clips >= self.most:
+    def coming(self, processes: int) -> range:
+        """Numbers of the videos to read next; none once there are clips enough.
+
+        Args:
+            processes: That read them. One stops by itself where it has enough; several go on with
+                as many as are missing, or where videos give many clips with a few.
+        """
+        missing = self.most - self.clips
+        if missing <= 0:
+            return range(0)
+        many = ROUND * processes if self.window.rule == "all" else missing
+        last = len(self.videos) if processes == 1 else min(len(self.videos), self.seen + many)
+        return range(self.seen, last)
+
+    def read(self, numbers: range, takes: list[Take]) -> Iterator[Frames]:
+        """Yield clips uint8 [s, H, W, 3] of some videos, no more than are missing.
+
+        Args:
+            numbers: Of the videos.
+            takes: Gets what each of them gave.
+        """
+        missing = self.most - self.clips
+        for number in numbers:
+            if missing <= 0:
                 return
-            rng = np.random.default_rng((self.seed, number))
-            before = self.clips
+            video, rng = self.videos[number], np.random.default_rng((self.seed, number))
+            given, resized, reason = 0, False, None
             try:
+                resized = self._resizes(video)
                 for clip in self._of(video, rng):
-                    self.clips += 1
+                    given += 1
                     yield VARIANTS[self.variant](clip, rng)
-                    if self.clips >= self.most:
+                    if given == missing:
                         break
             except VideoError as error:
-                self.skipped[video.name] = str(error)
-            self.used += self.clips > before
+                reason = str(error)
+            missing -= given
+            takes.append(Take(number, given, resized and given > 0, reason))
 
-    def _of(self, video: Footage, rng: np.random.Generator) -> Iterator[Frames]:
-        """Yield the clips of one video."""
-        size, window = video.size(), self.window
+    def count(self, take: Take) -> int:
+        """Count in what the next video gave; return how many of its clips are needed."""
+        if self.clips >= self.most:
+            return 0
+        needed = min(take.clips, self.most - self.clips)
+        self.clips += needed
+        self.used += needed > 0
+        self.resized += take.resized
+        self.seen = take.number + 1
+        if take.reason and self.clips < self.most:
+            self.skipped[self.videos[take.number].name] = take.reason
+        return needed
+
+    def _resizes(self, video: Footage) -> bool:
+        """Whether a video has to be brought to another size.
+
+        Raises:
+            VideoError: If it has, and may not be.
+        """
+        size = video.size()
         fits = size == (self.geometry.height, self.geometry.width)
         if self.same_size and not fits:
             raise VideoError(
                 f"frames are {size[0]}x{size[1]}, those of the first video "
                 f"{self.geometry.height}x{self.geometry.width}; --size brings all to one"
             )
-        num_frames = video.num_frames()
+        return not fits
+
+    def _of(self, video: Footage, rng: np.random.Generator) -> Iterator[Frames]:
+        """Yield the clips of one video."""
+        num_frames, window = video.num_frames(), self.window
         starts = window.starts(num_frames, rng)
         if not starts:
             first = f" from frame {window.start} on" if window.start else ""
             raise VideoError(f"only {num_frames} frames, a clip needs {window.span}{first}")
-        self.resized += not fits
         for start in starts:
             clip = video.clip(self.geometry, start=start, count=window.frames, stride=window.stride)
             yield through_jpeg(clip) if self.jpeg else clip
 
     def describe(self) -> dict[str, Any]:
-        """Everything its clips depend on: equal descriptions give equal clips."""
+        """What its clips depend on, beside the videos and their number."""
         return {
-            "videos": [stamp(video) for video in self.videos],
             "window": asdict(self.window),
             "geometry": self.geometry._asdict(),
             "most": self.most,
@@ -182,20 +245,3 @@ class Reel:
             raise DataError(
                 f"{where}: {self.clips} clips found, a distance needs {least} or more{why}"
             )
-
-
-def stamp(video: Footage) -> tuple[str, int, int]:
-    """Name, size and time of change of a video: what tells that it is the same.
-
-    Raises:
-        DataError: If it is gone.
-    """
-    try:
-        inside = sorted(video.path.iterdir()) if video.path.is_dir() else [video.path]
-        stats = [path.stat() for path in inside]
-    except FileNotFoundError:
-        return video.name, 0, 0
-    except OSError as error:
-        raise DataError(f"{video.path}: {error.strerror}") from error
-    newest = max((stat.st_mtime_ns for stat in stats), default=0)
-    return video.name, sum(stat.st_size for stat in stats), newest

@@ -9,11 +9,14 @@ import numpy as np
 
 from pvdm_cli.evaluation.detector import Features
 from pvdm_cli.evaluation.frechet import Ddof, Statistics, frechet_distance
+from pvdm_cli.ranks import here
 
 
 def distance(real: Features, fake: Features, ddof: Ddof) -> float:
-    """Frechet distance of two sets of features."""
-    return frechet_distance(Statistics.of(real), Statistics.of(fake), ddof=ddof)
+    """Frechet distance of two sets of features; of several processes the first computes it."""
+    return here().first(
+        lambda: frechet_distance(Statistics.of(real), Statistics.of(fake), ddof=ddof)
+    )
 
 
 def bootstrap(

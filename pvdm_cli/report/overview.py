@@ -59,6 +59,8 @@ def judged(record: Record) -> tuple[str, str]:
     """The figure a run is judged by, and which direction is better."""
     if record.settings.get("training.judge") == "rfvd":
         return "val_rfvd", "lower"
+    if record.settings.get("training.judge") == "fvd":
+        return next((name for name in record.metrics if name.startswith("fvd_of_")), "fvd"), "lower"
     return ("val_loss", "lower") if record.stage == "diffusion" else ("val_psnr", "higher")
 
 

@@ -6,7 +6,7 @@ Axes: b batch, c latent channels, n flat latent length.
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,8 +28,18 @@ from pvdm_cli.runtime import generator
 from pvdm_cli.training.metrics import tally
 
 ShowSamples = Callable[[Model, Path], None]
-JudgeSamples = Callable[[Model], dict[str, float]]  # figures of videos drawn from a model
 VALIDATION = 0x7A1  # a fourth word keys validation draws apart from training draws
+
+
+class JudgeSamples(Protocol):
+    """Measures videos drawn from a model; lower is better."""
+
+    @property
+    def name(self) -> str:
+        """Name of the figure."""
+
+    def __call__(self, model: Model) -> dict[str, float]:
+        """Measure."""
 
 
 class Batch(NamedTuple):
@@ -50,7 +60,6 @@ class DiffusionStage:
 
     weights_file = "denoiser.safetensors"
     rival = None
-    judged_by = ("val_loss", -1)
     rival_share = 1.0
 
     def __init__(
@@ -65,6 +74,9 @@ class DiffusionStage:
         assert config.diffusion is not None
         self.config, self.network, self.cache, self.show = config, network, cache, show
         self.judge = judge
+        self.judged_by = ("val_loss", -1)
+        if judge is not None and config.training.judge == "fvd":
+            self.judged_by = (judge.name, -1)
         self.diffusion = config.diffusion
         recompute(network, config.training.activation_checkpointing)
         self.autoencoder = autoencoder

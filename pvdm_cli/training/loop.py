@@ -328,10 +328,10 @@ class _Trainer:
         self._keep_folder()
         with torch.no_grad():
             found = self.ranks.first(lambda: self.stage.score(self.published))
-        self.metrics.validation(self.step, found)
+        told = "; the best checkpoint goes by it" if self._judge(found) else ""
         self.reporter.say(
-            f"step {self.step}: {_line(found)} (so few tell a trend at most; compare by `pvdm eval "
-            "fvd`)"
+            f"step {self.step}: {_line(found)} (so few tell a trend at most{told}; compare by `pvdm "
+            "eval fvd`)"
         )
 
     def _validate(self) -> None:
@@ -340,11 +340,17 @@ class _Trainer:
         with torch.no_grad():
             found = self.ranks.first(lambda: self.stage.validate(self.published))
         if found:
-            self.measured = found
-            name, sign = self.stage.judged_by
-            self.best.judge(sign * found[name])
-            self.metrics.validation(self.step, found)
+            self._judge(found)
             self.reporter.say(f"step {self.step}: {_line(found)}")
+
+    def _judge(self, found: dict[str, float]) -> bool:
+        """Note what was measured; return whether the best checkpoint goes by it."""
+        self.measured = self.measured | found
+        self.metrics.validation(self.step, found)
+        name, sign = self.stage.judged_by
+        if name in found:
+            self.best.judge(sign * found[name])
+        return name in found
 
     def save(self) -> None:
         """Have a checkpoint written, never one with broken weights; older ones are removed then."""

@@ -28,7 +28,7 @@ class Stage(Protocol[BatchT]):
     Attributes:
         weights_file: The network's file in a model folder.
         rival_share: Factor of the weights of the terms that come from the rival.
-        judged_by: What `validate` says of how good it is, and 1 if more is better, else -1.
+        judged_by: What `validate` or `score` says of how good it is; 1 if more is better, else -1.
     """
 
     weights_file: str

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scoring import noise, use_quick_classifier, use_quick_detector, write_noise
-from tiny import tiny_model
+from tiny import CONFIG, tiny_model
 
 from pvdm_cli import weights
-from pvdm_cli.model import save_model
+from pvdm_cli.model import Model, save_model
+from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.video.write import write_video
 
 Refusal = Callable[..., str]
@@ -82,14 +83,14 @@ def test_what_gives_no_clip_is_named_counted_and_the_exit_code_says_so(
     (real / "broken.mp4").write_bytes(b"no video")
     fake = write_noise(tmp_path / "fake", 20, 20, 20)
     write_video(fake / "wide.npz", noise(0, 20, 16, 32), 8)
-    np.savez(fake / "other.npz", pictures=noise(0, 20))
+    np.savez(fake / "other.npz", frames=noise(0, 20).astype(np.float32))
     result = pvdm("eval", "fvd", "--real", real, "--fake", fake, "-q", "--json")
     assert result.code == 3
     told = json.loads(result.out)
     assert set(told["real"]["skipped"]) == {"1.npz", "broken.mp4"}
     assert "only 9 frames, a clip needs 16" in told["real"]["skipped"]["1.npz"]
     assert "16x32, those of the first video 16x24" in told["fake"]["skipped"]["wide.npz"]
-    assert "no array named frames" in told["fake"]["skipped"]["other.npz"]
+    assert "float32" in told["fake"]["skipped"]["other.npz"]
     assert (told["real"]["clips"], told["fake"]["clips"]) == (2, 3)
     shown = pvdm("eval", "fvd", "--real", real, "--fake", fake, "-q")
     assert "left out of the real videos: 2" in shown.err
@@ -221,6 +222,47 @@ def test_a_model_is_drawn_from_scored_and_set_below_the_published_rows(
     assert "343.6" in ucf
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_training_run_as_the_generated_videos_means_its_model(pvdm: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save_model(tiny_model(), run / "checkpoints" / "step-00000001" / "model")
+    (run / "config.yaml").write_text("")
+    (run / "latest").write_text("step-00000001\n")
+    real = write_noise(tmp_path / "real", 16, 16)
+    words = ["--real", real, "--fake", run, "--num", 2, "--length", 16, "--steps", "1/1"]
+    result = pvdm("eval", "fvd", *words, "--out", tmp_path / "out", "--device", "cpu", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["model"] == str(run)
+    assert f"{run} is a training run: its model draws the videos, as with --model" in result.err
+    assert len(list((tmp_path / "out").glob("video-*.npz"))) == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_model_with_classes_draws_those_that_are_asked_for(pvdm: Any, tmp_path: Path) -> None:
+    assert CONFIG.denoiser is not None
+    knowing = CONFIG.denoiser.model_copy(update={"classes": ("bow", "run", "walk")})
+    config = CONFIG.model_copy(update={"denoiser": knowing})
+    plain = tiny_model()
+    denoiser = Denoiser(config).eval()
+    save_model(Model(config, plain.autoencoder, denoiser, fps=7), tmp_path / "model")
+    real = write_noise(tmp_path / "real", 16, 16)
+    words = ["eval", "fvd", "--real", real, "--model", tmp_path / "model", "--num", 4, "-q"]
+    words += ["--length", 16, "--steps", "1/1", "--seed", 3, "--device", "cpu"]
+
+    def drawn(name: str, *more: object) -> list[str]:
+        result = pvdm(*words, "--out", tmp_path / name, *more)
+        assert result.code == 0, result.err
+        told = [json.loads(path.read_text()) for path in (tmp_path / name).glob("video-*.json")]
+        return sorted(each["class"] for each in told)
+
+    assert drawn("one", "--class", "run", "--class-guidance", 1) == ["run"] * 4
+    assert set(drawn("all")) == {"bow", "run", "walk"}
+    line = json.loads((tmp_path / "one" / "metric-fvd4_16f.jsonl").read_text())
+    assert (line["sampling"]["class"], line["sampling"]["class_guidance"]) == ("run", 1)
+    refused = pvdm(*words, "--out", tmp_path / "no", "--class", "hop")
+    assert "no such class" in refused.err
+
+
 def test_an_inception_score_stands_below_the_published_ones(
     pvdm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +283,7 @@ def test_an_inception_score_stands_below_the_published_ones(
         (["--fake", "a", "--model", "demo"], "give the generated videos by --fake, or by --model"),
         (["--model", "demo", "--frames", "9"], "go with --fake"),
         (["--fake", "a", "--dataset", "sky"], "go with --model"),
+        (["--fake", "a", "--class", "run"], "--class-guidance go with --model"),
         (["--model", "demo", "--length", "9"], "the shortest published window has 16 frames"),
         (["--fake", "a", "--counts", "few"], "--counts 'few': expected whole numbers"),
     ],

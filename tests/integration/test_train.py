@@ -21,7 +21,7 @@ from pvdm_cli.data.catalog import find_videos, split
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.data.live import LiveLatents
 from pvdm_cli.encoder import encode_clips
-from pvdm_cli.errors import DataError
+from pvdm_cli.errors import ConfigError, DataError
 from pvdm_cli.evaluation import reconstruction
 from pvdm_cli.model import list_checkpoints, load_model, save_model
 from pvdm_cli.video.pixels import psnr, to_float
@@ -260,6 +260,31 @@ def test_a_few_drawn_videos_are_scored_on_the_way(
         for name in ("again", "run")
     )
     assert without == scored  # looking changes nothing
+
+
+def test_the_second_stage_can_go_by_the_scores_of_drawn_videos(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_quick_detector(monkeypatch, tmp_path)
+    monkeypatch.setattr(reconstruction, "FEWEST_FRAMES", 8)
+    run, heard = tmp_path / "run", Heard()
+    by_score = ("training.judge=fvd", "training.score_every=1", "training.score_videos=3")
+    often = ("training.validate_every=1", "training.checkpoint_every=1", "training.sample_every=9")
+    wild = ("training.lr=0.1", "training.warmup_steps=0", "training.ema_decay=0")
+    ending = ("training.patience=2", "data.holdout=0.3")
+    keys = (*by_score, *often, *wild, *ending)
+    place.train("diffusion", run, *keys, stop=stop_after(2))  # and go on
+    place.train("diffusion", run, *keys, reporter=heard)
+    figures = {line["step"]: line["fvd_of_3"] for line in metrics(run) if "fvd_of_3" in line}
+    best = min(figures, key=lambda step: figures[step])
+    assert (run / "best").read_text() == f"step-{best:08d}\n"
+    assert len(figures) in (best + 2, 12)  # patience counts scores, not validations
+    told = load_model(run, "cpu", "best").provenance["metrics"]
+    assert told["fvd_of_3"] == figures[best]
+    assert "val_loss" in told
+    assert any("a trend at most; the best checkpoint goes by it" in line for line in heard.lines)
+    with pytest.raises(ConfigError, match=r"another training\.score_videos"):
+        place.train("diffusion", run, *keys, "training.score_videos=4")
 
 
 def test_a_run_that_no_longer_gets_better_ends_and_stays_ended(

@@ -73,6 +73,8 @@ def test_the_length_of_a_run_may_change_only_at_a_constant_rate(
         ("diffusion", ["loss.l1=1"], {}, "loss belongs to stage: autoencoder"),
         ("autoencoder", ["training.score_every=1"], {}, "score_every belongs to stage: diffusion"),
         ("diffusion", ["training.judge=rfvd"], {}, "the second stage goes by val_loss"),
+        ("autoencoder", ["training.judge=fvd"], {}, "judge=fvd belongs to stage: diffusion"),
+        ("diffusion", ["training.judge=fvd"], {}, "say how often to score by training.score_every"),
         ("diffusion", ["adversarial.generator_weight=1"], {}, "adversarial belongs to stage: auto"),
         ("autoencoder", ["training.precision=fp16"], {}, "fp16 needs a GPU"),
         ("autoencoder", ["data.holdout=0", "training.judge=rfvd"], {}, "go by held-out videos"),

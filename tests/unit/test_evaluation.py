@@ -1,6 +1,7 @@
 """What is scored: videos found, windows cut, features kept, and how sure a distance is."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from scoring import Quick, noise, use_quick_detector, write_noise
 
 from pvdm_cli.errors import DataError, PvdmError
-from pvdm_cli.evaluation import spread
+from pvdm_cli.evaluation import contents, spread
 from pvdm_cli.evaluation.features import cache_folder
 from pvdm_cli.evaluation.footage import find_footage
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd, shuffled
 from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.reel import Reel, Window
+from pvdm_cli.evaluation.shared import features_of
+from pvdm_cli.files import sha256
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.video.resize import Geometry
 from pvdm_cli.video.write import write_video
@@ -25,6 +28,10 @@ RNG = np.random.default_rng(0)
 
 def score(real: Path, fake: Path, reporter: Reporter = SILENT, **settings: object) -> FvdResult:
     return measure_fvd(real, fake, FvdRequest(**settings), CPU, reporter)  # type: ignore[arg-type]
+
+
+def clips_of(reel: Reel) -> Iterator[np.ndarray]:
+    return reel.read(reel.coming(1), [])
 
 
 def test_videos_are_found_in_folders_arrays_and_lists(tmp_path: Path) -> None:
@@ -54,8 +61,13 @@ def test_what_names_no_videos_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text("")
-    with pytest.raises(DataError, match=r"is a training run: .*pvdm sample"):
+    with pytest.raises(DataError, match=r"run is a training run: .*pvdm sample"):
         find_footage(run)
+    write_noise(run / "samples", 9, suffix="mp4")
+    with pytest.raises(DataError, match=r"samples shows a training run: .* give \S+run as --model"):
+        find_footage(run / "samples")
+    (run / "samples" / "video-00000.json").write_text("{}")  # `pvdm sample --out RUN/samples`
+    assert len(find_footage(run / "samples")) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,7 +97,7 @@ def test_random_windows_reach_every_start_and_depend_on_seed_and_video_alone(
     assert drawn == {0, 1, 2, 3}
     videos = find_footage(write_noise(tmp_path / "videos", 30, 30, 30))
     first, again, other = (
-        list(Reel(videos[:count], window, Geometry(16, 24), 99, seed))
+        list(clips_of(Reel(videos[:count], window, Geometry(16, 24), 99, seed)))
         for count, seed in ((3, 1), (2, 1), (3, 2))
     )
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=False))
@@ -102,7 +114,7 @@ def test_an_order_is_a_permutation_that_the_seed_decides(tmp_path: Path) -> None
 def test_real_frames_can_take_the_way_through_jpeg(tmp_path: Path) -> None:
     videos = find_footage(write_noise(tmp_path / "videos", 9))
     plain, stored = (
-        next(iter(Reel(videos, Window(9), Geometry(16, 24), 1, jpeg=jpeg)))
+        next(clips_of(Reel(videos, Window(9), Geometry(16, 24), 1, jpeg=jpeg)))
         for jpeg in (False, True)
     )
     assert plain.shape == stored.shape
@@ -112,8 +124,9 @@ def test_real_frames_can_take_the_way_through_jpeg(tmp_path: Path) -> None:
 def test_at_most_so_many_clips_are_read(tmp_path: Path) -> None:
     videos = find_footage(write_noise(tmp_path / "videos", 40, 40, 40))
     reel = Reel(videos, Window(9, 1, "all"), Geometry(16, 24), 6)
-    assert len(list(reel)) == 6
-    assert (reel.clips, reel.used) == (6, 2)
+    found = features_of(reel, Quick(None, "quick", "0" * 64).stream, "clips", SILENT)  # type: ignore[arg-type]
+    assert len(found) == 6
+    assert (reel.clips, reel.used, reel.seen) == (6, 2, 2)
 
 
 def test_features_of_real_videos_are_kept_until_something_they_depend_on_changes(
@@ -132,11 +145,57 @@ def test_features_of_real_videos_are_kept_until_something_they_depend_on_changes
     assert not score(real, fake, seed=1).real.kept
     assert not score(real, fake, protocol="pvdm").real.kept
     assert not score(real, fake, keep=False).real.kept
-    os.utime(real / "0.npz", ns=(1, 1))
-    assert not score(real, fake).real.kept
     for path in cache_folder().iterdir():
         path.write_bytes(path.read_bytes()[:50])
     assert score(real, fake).fvd == first.fvd  # damaged: computed anew
+
+
+def test_features_are_known_by_what_the_videos_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_quick_detector(monkeypatch, tmp_path)
+    real = write_noise(tmp_path / "real", 20, 20, 20)
+    for i in (0, 1):  # not compressed: of one size
+        np.savez(real / f"{i}.npz", frames=noise(i, 20))
+    write_video(real / "frames", noise(9, 20), 8)  # a folder of png
+    fake = write_noise(tmp_path / "fake", 20, 20, first=7)
+    first = score(real, fake)
+    hashed: list[Path] = []
+    monkeypatch.setattr(contents, "sha256", lambda path: hashed.append(path) or sha256(path))
+    assert score(real, fake).real.kept
+    assert hashed == []
+    os.utime(real / "0.npz", ns=(1, 1))  # touched
+    real = real.rename(tmp_path / "moved")
+    moved = score(real, fake)
+    assert (moved.real.kept, moved.real.path, moved.fvd) == (True, real, first.fvd)
+    assert len(hashed) == 23
+    write_video(real / "frames", noise(10, 20), 8)
+    other = score(real, fake)
+    assert not other.real.kept
+    assert other.fvd != first.fvd
+    before = (real / "0.npz").stat()
+    (real / "0.npz").write_bytes((real / "1.npz").read_bytes())
+    os.utime(real / "0.npz", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert score(real, fake).real.kept  # neither size nor time tells
+    assert not score(real, fake, rehash=True).real.kept
+    assert score(real, fake).real.kept  # now known
+
+
+def test_videos_in_place_of_those_left_out_count_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_quick_detector(monkeypatch, tmp_path)
+    real = write_noise(tmp_path / "real", 20, 5, 20, 20)  # the third comes in for the second
+    fake = write_noise(tmp_path / "fake", 20, 20, first=7)
+    only = {"num": 2, "real_order": "sorted"}
+    first = score(real, fake, **only)
+    assert score(real, fake, **only).real.kept
+    write_video(real / "3.npz", noise(20, 20), 8)  # never looked at
+    assert score(real, fake, **only).real.kept
+    write_video(real / "2.npz", noise(30, 20), 8)
+    other = score(real, fake, **only)
+    assert not other.real.kept
+    assert other.fvd != first.fvd
 
 
 def test_repeats_draw_real_clips_anew_and_the_rest_comes_from_features(
@@ -208,7 +267,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(tmp_path: Path) -> None:
     alive: list[int] = []
 
     def watched() -> object:
-        for number, clip in enumerate(reel):
+        for number, clip in enumerate(clips_of(reel)):
             alive.append(number)
             yield clip
 
