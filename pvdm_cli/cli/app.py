@@ -150,7 +150,9 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        sys.exit(launch.run(_run) if launched() else _run())
+        code = launch.run(_run) if launched() else _run()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing may be raised while Python ends
+        sys.exit(code)
     except PvdmError as error:
         if options.debug_asked():
             raise
