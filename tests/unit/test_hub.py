@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from tiny import tiny_model
 
 from pvdm_cli import hub as hub_module
+from pvdm_cli.describe import describe
 from pvdm_cli.errors import ModelError, PvdmError
 from pvdm_cli.hub import HubName, parse
 from pvdm_cli.model import load_model, resolve_model, save_model
@@ -110,6 +111,8 @@ def test_offline_the_cache_is_taken_without_a_word(
     said = Said()
     assert load_model(name, "cpu", reporter=said).fps == fps
     assert said.lines == []
+    if name.startswith("hf:"):
+        assert describe(name).facts["fps"] == fps
 
 
 def test_offline_what_is_not_in_the_cache_is_refused(
