@@ -45,6 +45,8 @@ from pvdm_cli.inspection import verify_cache as cache_verify
 from pvdm_cli.model import Checkpoint, Model, load_model
 from pvdm_cli.planning import Plan, plan_run
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.publishing import Publication
+from pvdm_cli.publishing import publish as push
 from pvdm_cli.ranks import here, restarted
 from pvdm_cli.report.page import Report
 from pvdm_cli.report.page import write_report as report
@@ -68,6 +70,7 @@ __all__ = [
     "Model",
     "Plan",
     "PreviewResult",
+    "Publication",
     "ReconstructionResult",
     "Report",
     "SampleBench",
@@ -95,6 +98,7 @@ __all__ = [
     "export_published",
     "load_model",
     "plan",
+    "push",
     "report",
     "sample",
     "survey",
@@ -135,7 +139,7 @@ def encode(
     ranks = here()
     choose = partial(select, holdout=holdout, labels=labels, strict=strict, flip=policy.flip)
     found = ranks.first(partial(choose, videos, selection))
-    model = load_model(autoencoder, device)
+    model = load_model(autoencoder, device, reporter=reporter)
     if overwrite and ranks.main and not restarted():  # else it would go with each that dies
         discard_cache(out)
     return encode_videos(
@@ -179,7 +183,7 @@ def survey(
 ) -> Survey:
     """Say what a data set holds and what `encode` would make of it; see `survey.survey`."""
     found = select(videos, selection, holdout=holdout, labels=labels, flip=policy.flip)
-    model = load_model(autoencoder, device)
+    model = load_model(autoencoder, device, reporter=reporter)
     identity = identity_of(model, window_stride, frame_stride=frame_stride, policy=policy)
     return survey_videos(videos, found, model, identity, full=full, timed=timed, reporter=reporter)
 
@@ -296,7 +300,7 @@ def sample(
     )
     request.check()  # before a large model is loaded
     origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
-    found = load_model(model, device, checkpoint)
+    found = load_model(model, device, checkpoint, reporter=reporter)
     return generate(found, Path(out), request, origin=origin, reporter=reporter)
 
 
@@ -395,7 +399,7 @@ def eval_model(
     request = FvdRequest(num=num, seed=seed, **scoring)
     request.check()
     origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
-    found = load_model(model, device, checkpoint)
+    found = load_model(model, device, checkpoint, reporter=reporter)
     return compare(
         found, origin, Path(real), Path(out), drawing, request, dataset=dataset, reporter=reporter
     )
@@ -427,7 +431,7 @@ def eval_reconstruction(
     reporter: Reporter = SILENT,
 ) -> ReconstructionResult:
     """Measure how well an autoencoder gives clips back; see `evaluation.reconstruction`."""
-    found = load_model(model, device, checkpoint)
+    found = load_model(model, device, checkpoint, reporter=reporter)
     run = run_config(Path(model))
     return measure_reconstruction(
         found,

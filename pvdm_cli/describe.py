@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pvdm_cli import hub
 from pvdm_cli.config import ModelConfig, RunConfig, load_config, parse_config
 from pvdm_cli.errors import DataError, ModelError, PvdmError, did_you_mean
 from pvdm_cli.shipped import PACKAGE, preset_names
@@ -26,7 +27,7 @@ class Description(NamedTuple):
 
 
 def describe(path_or_name: str | Path) -> Description:
-    """Tell what a path, the name of a preset or `demo` stands for.
+    """Tell what a path, the name of a preset, `demo` or `hf:owner/name` stands for.
 
     Raises:
         PvdmError: If there is nothing there, or it is damaged.
@@ -36,6 +37,8 @@ def describe(path_or_name: str | Path) -> Description:
     if not path.exists():
         if name == "demo":
             path = PACKAGE / "demo_model"
+        elif name.startswith("hf:") and (on_hub := hub.parse(name)):
+            path = hub.fetch(on_hub)
         elif name in preset_names():
             return Description("preset", name, _config_facts(load_config(name)))
         else:

@@ -18,13 +18,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pvdm_cli import hub
 from pvdm_cli.config import PACKAGE, ModelConfig, parse_config
 from pvdm_cli.diffusion.schedule import Schedule
 from pvdm_cli.errors import ConfigError, DamagedError, ModelError, WriteError
 from pvdm_cli.files import atomic_folder, sha256, write_json
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
+from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.runtime import resolve_device
+from pvdm_cli.shipped import preset_names
 
 FORMAT = 1
 DEMO = PACKAGE / "demo_model"
@@ -152,20 +155,26 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
 
 
 def load_model(
-    path_or_name: str | Path, device: str = "auto", checkpoint: Checkpoint | None = None
+    path_or_name: str | Path,
+    device: str = "auto",
+    checkpoint: Checkpoint | None = None,
+    *,
+    reporter: Reporter = SILENT,
 ) -> Model:
-    """Load a model folder, a run folder, `demo` (shipped) or `hf:owner/name`, ready to use.
+    """Load a model, ready to use.
 
     Args:
-        path_or_name: What to load.
+        path_or_name: A model folder, a run folder, `demo` (shipped) or `owner/name[@revision]` on
+            the Hugging Face hub; see `resolve_model`.
         device: cpu | cuda | mps | auto.
         checkpoint: Step of a run folder, or "best"; the latest otherwise.
+        reporter: Told what is downloaded.
 
     Raises:
         ModelError: If it is missing, truncated, changed since it was written, or misfits.
     """
     target = resolve_device(device)
-    folder = resolve_model(path_or_name, checkpoint)
+    folder = resolve_model(path_or_name, checkpoint, reporter)
     remedy = _remedy(folder)
     card = read_card(folder, remedy)
     try:
@@ -318,8 +327,14 @@ def refuse_misfit(network: nn.Module, weights: dict[str, Tensor], *, where: str)
             )
 
 
-def resolve_model(path_or_name: str | Path, checkpoint: Checkpoint | None = None) -> Path:
-    """Find the model folder behind a path or name.
+def resolve_model(
+    path_or_name: str | Path, checkpoint: Checkpoint | None = None, reporter: Reporter = SILENT
+) -> Path:
+    """Find the model folder behind a path or name; what is on the hub is downloaded.
+
+    A path that exists wins over a name on the hub, unless that is written `hf:owner/name`. What
+    has the form of one is looked for there only if no folder is called like its owner: else it is
+    a path with a slip in it.
 
     Raises:
         ModelError: If there is none, saying what would have been accepted.
@@ -327,8 +342,8 @@ def resolve_model(path_or_name: str | Path, checkpoint: Checkpoint | None = None
     name = str(path_or_name)
     path = Path(path_or_name)
     is_run = (path / "latest").is_file() or (path / "checkpoints").is_dir()
-    known = path.exists() or name == "demo" or name.startswith("hf:")
-    if checkpoint is not None and known and not is_run:
+    on_hub = _hub_name(path_or_name)
+    if checkpoint is not None and not is_run and (path.exists() or name == "demo" or on_hub):
         raise ModelError(
             f"{name}: not a run folder, so there is no checkpoint {checkpoint} to choose"
         )
@@ -336,17 +351,49 @@ def resolve_model(path_or_name: str | Path, checkpoint: Checkpoint | None = None
         if not (DEMO / "model.json").is_file():
             raise ModelError("the demo model is not part of this installation; install the wheel")
         return DEMO
-    if name.startswith("hf:"):
-        return _from_hub(name.removeprefix("hf:"))
+    if on_hub and name.startswith("hf:"):
+        return hub.fetch(on_hub, reporter)
     if (path / "model.json").is_file():
         return path
     if is_run:
         return find_checkpoint(path, checkpoint) / "model"
+    if name in preset_names():
+        raise ModelError(f"{name}: a preset, no model; `pvdm train {name} --out RUN` makes one")
+    if on_hub:
+        try:
+            return hub.fetch(on_hub, reporter)
+        except ModelError as error:
+            raise ModelError(
+                f"{name}: no such folder here, and as a name of the hub {error}"
+            ) from error
     if not path.exists():
         raise ModelError(
             f"{path}: no such folder (a model folder, a run folder, `demo` or hf:owner/name)"
         )
+    if path.suffix == ".pth" or next(path.glob("*.pth"), None):
+        raise ModelError(
+            f"{path}: weights of the original implementation; make a model folder of them by "
+            "`pvdm convert --autoencoder AE.pth --denoiser UNET.pth --preset PRESET --out MODEL`"
+        )
     raise ModelError(f"{path}: neither a model folder (model.json) nor a run folder (checkpoints/)")
+
+
+def _hub_name(path_or_name: str | Path) -> hub.HubName | None:
+    """Read a name of the hub; None for what is a path, or is meant to be one.
+
+    Raises:
+        ModelError: If it begins with hf: and is no such name.
+    """
+    if isinstance(path_or_name, Path):
+        return None
+    found = hub.parse(path_or_name)
+    if path_or_name.startswith("hf:"):
+        if found is None:
+            raise ModelError(f"{path_or_name}: {hub.FORM}")
+        return found
+    if found is None or Path(path_or_name).exists() or Path(found.repo).parent.exists():
+        return None
+    return found
 
 
 def find_checkpoint(run: Path, step: Checkpoint | None = None) -> Path:
@@ -399,17 +446,3 @@ def checkpoint_folders(run: Path) -> list[Path]:
 def checkpoint_step(path: Path) -> int:
     """Step of a checkpoint folder."""
     return int(path.name.removeprefix("step-"))
-
-
-def _from_hub(name: str) -> Path:
-    """Download a model folder from the Hugging Face hub (or find it in its local cache)."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ModelError(f"hf:{name}: a hub name has the form hf:owner/name")
-    from huggingface_hub import snapshot_download  # slow to import, rarely needed
-
-    patterns = ["model.json", "*.safetensors"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"hf:{name}: could not be downloaded ({reason})") from error

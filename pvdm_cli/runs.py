@@ -278,7 +278,8 @@ def _autoencoder_stage(
     with _seeded(settings.seed):
         network = Autoencoder(config.model())
     if config.init:
-        _take_over(network, load_model(config.init, "cpu").autoencoder, config.init)
+        before = load_model(config.init, "cpu", reporter=reporter)
+        _take_over(network, before.autoencoder, config.init)
     load = partial(
         Clips.load, clip=config.clip, memory_gb=memory, policy=config.policy, reporter=reporter
     )
@@ -324,7 +325,7 @@ def _live_latents(
     config: RunConfig, data: Path, autoencoder: str, device: torch.device, reporter: Reporter
 ) -> tuple[LiveLatents, Model]:
     """Read the videos and the autoencoder that encodes them as training goes."""
-    encoder = load_model(autoencoder, str(device))
+    encoder = load_model(autoencoder, str(device), reporter=reporter)
     check_geometry(config, encoder)
     found = _videos(config, data, reporter)
     clips = Clips.load(

@@ -21,6 +21,7 @@ from pvdm_cli.cli.encode import encode
 from pvdm_cli.cli.env import env
 from pvdm_cli.cli.info import info
 from pvdm_cli.cli.presets import cat, cp, ls
+from pvdm_cli.cli.push import push
 from pvdm_cli.cli.report import report
 from pvdm_cli.cli.sample import sample
 from pvdm_cli.cli.train import train
@@ -36,6 +37,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     train,
     report,
     convert,
+    push,
     info,
     env,
 )

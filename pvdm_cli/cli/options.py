@@ -49,7 +49,11 @@ PresetArg = Annotated[
 ]
 ModelArg = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A model folder, a run folder, or 'demo' (shipped)."),
+    typer.Argument(
+        metavar="MODEL",
+        help="A model folder, a run folder, 'demo' (shipped), or owner/name@revision on the "
+        "Hugging Face hub.",
+    ),
 ]
 
 

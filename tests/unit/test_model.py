@@ -242,29 +242,6 @@ def test_a_checkpoint_can_only_be_asked_of_a_run(saved: Path) -> None:
             resolve_model(name, 5)
 
 
-def test_a_hub_name_is_downloaded_and_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, list[str]]] = []
-
-    def download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(saved)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert load_model("hf:someone/sky-model", "cpu").fps == 7
-    assert asked == [("someone/sky-model", ["model.json", "*.safetensors"])]
-    with pytest.raises(ModelError, match="form hf:owner/name"):
-        load_model("hf:sky-model", "cpu")
-
-
-def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str, **options: object) -> str:
-        raise OSError("no route\nto the host")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(ModelError, match=r"hf:a/b: could not be downloaded \(no route\)$"):
-        load_model("hf:a/b", "cpu")
-
-
 def test_the_demo_is_known_by_its_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_module, "DEMO", saved)
     assert load_model("demo", "cpu").fps == 7
