@@ -337,6 +337,7 @@ def test_a_killed_process_is_continued_by_the_same_command(
     torch.testing.assert_close(whole.manifest.mean, uninterrupted.manifest.mean, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_killed_process_keeps_classes_and_another_list_changes_them_without_encoding(
     model_folder: Path, skies: list[Source], tmp_path: Path
 ) -> None:

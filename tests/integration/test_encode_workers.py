@@ -117,6 +117,7 @@ def test_a_video_that_kills_its_decoder_twice_is_skipped_with_the_reason(
     assert set(Cache.open(tmp_path / "c").index[:, 0].tolist()) == {0, 2}
 
 
+@pytest.mark.slow
 def test_a_decoder_ends_with_its_parent_and_leaves_nothing(
     skies: list[Source], tmp_path: Path
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_no_clip_is_lost(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS")
 def test_real_want_of_memory_on_the_cpu_makes_batches_smaller(tmp_path: Path) -> None:
     code = f"""

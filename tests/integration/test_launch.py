@@ -64,6 +64,7 @@ def workers(process: "subprocess.Popen[str]") -> list[int]:
     return sorted(pid for pid, line in lines.items() if b"pvdm_cli" in line)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_said_once_and_not_tried_again(place: Place, tmp_path: Path) -> None:
     given = [*place.command("diffusion", tmp_path / "run"), "--nproc-per-node", "2"]
     given[given.index("--cache") + 1] = str(tmp_path / "nowhere")

@@ -223,6 +223,7 @@ def test_the_checkpoint_that_validates_best_is_kept_and_can_be_named(
     assert chosen.provenance["metrics"][figure] == figures[best]
 
 
+@pytest.mark.slow
 def test_the_first_stage_can_go_by_rfvd(
     place: Place, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +243,7 @@ def test_the_first_stage_can_go_by_rfvd(
     assert chosen.rfvd == pytest.approx(figures[best], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_few_drawn_videos_are_scored_on_the_way(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +264,7 @@ def test_a_few_drawn_videos_are_scored_on_the_way(
     assert without == scored  # looking changes nothing
 
 
+@pytest.mark.slow
 def test_the_second_stage_can_go_by_the_scores_of_drawn_videos(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,6 +241,7 @@ def two_kinds(place: Place, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_samples_are_of_the_class_asked_for(place: Place, tmp_path: Path) -> None:
     cache, run = two_kinds(place, tmp_path / "cache"), tmp_path / "run"
     place.train(

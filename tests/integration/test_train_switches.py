@@ -47,6 +47,7 @@ def test_a_cache_that_does_not_fit_in_memory_is_read_clip_by_clip_with_the_same_
 # Batch size ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_largest_batch_that_fits_is_found_said_and_kept(place: Place, tmp_path: Path) -> None:
     heard = Heard()
     auto = ("training.batch_size=auto", "training.clips_per_step=2")
@@ -181,6 +182,7 @@ def newest(run: Path) -> Path:
     return list_checkpoints(run)[-1] / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # both inside torch
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("grain", ["none", "block"])

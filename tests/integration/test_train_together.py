@@ -68,6 +68,7 @@ def test_the_autoencoder_and_its_discriminators_learn_alike_in_two_processes(
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_three_processes_go_on_where_two_have_stopped(place: Place, tmp_path: Path) -> None:
     keys = (*FIRST, "training.checkpoint_every=4")
     share(place, 1, "diffusion", tmp_path / "one", *keys, "training.steps=12")
