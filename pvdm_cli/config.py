@@ -429,6 +429,11 @@ class DataConfig(FramePolicy, Selection):
     flip: bool = Field(
         False, description="also learn from mirrored clips; in the second stage with cache=off"
     )
+    verify: bool = Field(
+        True,
+        description="read every byte of a cache that is too large for memory before training, to "
+        "see that it is right",
+    )
     memory_gb: float = Field(
         4.0, ge=0, description="hold decoded videos, or the cache, in memory up to this size"
     )

@@ -14,6 +14,7 @@ from pvdm_cli import weights
 from pvdm_cli.config import AUTO, RunConfig, differing_keys, dump_yaml, parse_config, read_yaml
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import read_manifest
+from pvdm_cli.data.cache_shard import require_hash
 from pvdm_cli.data.catalog import split
 from pvdm_cli.data.clips import Clips
 from pvdm_cli.data.labels import Labelled, folder_labels, say_missing
@@ -54,7 +55,7 @@ HARMLESS = {
         *("keep_last", "keep_every", "activation_checkpointing", "tensorboard"),
         *("clips_per_step", "compile", "zero"),
     )
-} | {"data.memory_gb", "data.num_workers"}
+} | {"data.memory_gb", "data.num_workers", "data.verify"}
 
 SHOWN_STEPS = 50  # of the videos drawn during training
 
@@ -127,7 +128,7 @@ def run_training(
             if live and data is not None and autoencoder is not None:
                 latents, encoder = _live_latents(to_build, data, autoencoder, target, reporter)
             else:
-                latents, encoder = _cached_latents(config, cache, autoencoder, target)
+                latents, encoder = _cached_latents(config, cache, autoencoder, target, reporter)
             stage = _diffusion_stage(to_build, latents, encoder, target)
         Portion.of(config.training, ranks)
         ranks.barrier()
@@ -350,14 +351,37 @@ def _live_latents(
 
 
 def _cached_latents(
-    config: RunConfig, cache_path: Path | None, autoencoder: str | None, device: torch.device
+    config: RunConfig,
+    cache_path: Path | None,
+    autoencoder: str | None,
+    device: torch.device,
+    reporter: Reporter,
 ) -> tuple[Cache, Model]:
-    """Open the cache, in memory if it is no larger than memory_gb, and find its autoencoder."""
+    """Open the cache, in memory if it is no larger than memory_gb, and find its autoencoder.
+
+    Every byte is checked, that of a cache on disk by the first of several processes.
+    """
     assert cache_path is not None
     fits = read_manifest(cache_path).bytes <= config.data.memory_gb * 1e9
     cache = Cache.open(cache_path, in_memory=fits)
     check_stride(cache, config.clip)
-    return cache, load_maker(cache, autoencoder, str(device))
+    encoder = load_maker(cache, autoencoder, str(device))
+    if config.data.verify and not fits:
+        here().first(partial(_require_hashes, cache, reporter))
+    return cache, encoder
+
+
+def _require_hashes(cache: Cache, reporter: Reporter) -> None:
+    """Check every byte of a cache.
+
+    Raises:
+        DataError: Naming the first shard that is damaged.
+    """
+    reporter.start("checking the cache", len(cache.manifest.shards), "shard")
+    for shard in cache.manifest.shards:
+        require_hash(cache.path / shard.name, shard)
+        reporter.advance()
+    reporter.done()
 
 
 def _diffusion_stage(

@@ -321,3 +321,21 @@ def test_a_kill_before_the_first_checkpoint_does_not_block_the_folder(
     run.mkdir()
     (run / ".config.yaml.7.partial").write_text("sta")
     assert place.train("autoencoder", run, stop=stop_after(1)).step == 1
+
+
+@pytest.mark.parametrize("memory_gb", [1, 0])
+def test_one_flipped_bit_in_a_cache_is_refused_whether_it_fits_into_memory_or_not(
+    place: Place, tmp_path: Path, memory_gb: int
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(place.cache, cache)
+    shard = next(cache.glob("shard-*"))
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 4
+    shard.write_bytes(content)
+    keys = (f"data.memory_gb={memory_gb}", "training.steps=1", "training.sample_every=0")
+    with pytest.raises(DataError, match=rf"{shard.name} is damaged: .* `pvdm encode` again"):
+        place.train("diffusion", tmp_path / "run", *keys, cache=cache)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    if not memory_gb:
+        place.train("diffusion", tmp_path / "run", *keys, "data.verify=false", cache=cache)
