@@ -1,6 +1,7 @@
 """What all tests share: the folder of shared data, and a modest number of threads."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `pvdm` itself; before torc
 
 
 def pytest_configure() -> None:
-    """Use a modest number of threads, unless told otherwise."""
+    """Use a modest number of threads, unless told otherwise; let processes be interrupted."""
     import torch
+
+    # A shell that starts this in the background ignores SIGINT, and all that is started here would.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(2, os.cpu_count() or 1))
