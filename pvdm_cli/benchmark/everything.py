@@ -1,7 +1,7 @@
 """All benchmarks of some models one after the other, within a given time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pvdm_cli.benchmark.coding import bench_coding
@@ -15,6 +15,7 @@ from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.shipped import preset_path
 
 MINUTES = 10.0
+SHARES = {"sample": 4, "train": 3, "encode": 1, "decode": 1, "io": 1}  # of the time
 
 
 def bench_all(
@@ -40,7 +41,8 @@ def bench_all(
         steps: N/M, or several with commas between.
         frames: Lengths of the sampled video.
         extrapolate: Sample a few steps and one clip and multiply out.
-        minutes: All of it; what is not done by then is left out, and its figures say so.
+        minutes: For all of it, in shares; what is not done by then is left out, and its figures
+            say so.
         memory_limit: Bytes for the largest training batch; None: the card, or 80 % of the free
             main memory.
         max_batch: Where the search for it stops.
@@ -52,24 +54,32 @@ def bench_all(
     Raises:
         PvdmError: If something named is not there or cannot sample.
     """
-    deadline = time.monotonic() + 60 * minutes
     for name in names:
         find_subject(name)  # before anything is measured
     trained, others = _trainable(names)
     notes = [f"{name}: a model tells no training settings; give its preset" for name in others]
     for note in notes:
         reporter.say(note)
-    shared: dict[str, Any] = {"repeats": repeats, "deadline": deadline, "reporter": reporter}
+    shared: dict[str, Any] = {"repeats": repeats, "reporter": reporter}
     drawn: dict[str, Any] = {"seed": seed, "device": device}
-    found = [
-        bench_sample(names, steps=steps, frames=frames, extrapolate=extrapolate, **drawn, **shared),
-        bench_train(
+    parts: dict[str, Callable[[], Bench]] = {
+        "sample": lambda: bench_sample(
+            names, steps=steps, frames=frames, extrapolate=extrapolate, **drawn, **shared
+        ),
+        "train": lambda: bench_train(
             trained, memory_limit=memory_limit, max_batch=max_batch, device=device, **shared
         ),
-        bench_coding("encode", names, **drawn, **shared),
-        bench_coding("decode", names, **drawn, **shared),
-        bench_io(names, seed=seed, **shared),
-    ]
+        "encode": lambda: bench_coding("encode", names, **drawn, **shared),
+        "decode": lambda: bench_coding("decode", names, **drawn, **shared),
+        "io": lambda: bench_io(names, seed=seed, **shared),
+    }
+    end, left = time.monotonic() + 60 * minutes, sum(SHARES.values())
+    found = []
+    for part, share in SHARES.items():
+        now = time.monotonic()
+        shared["deadline"] = now + (end - now) * share / left  # what one part saves, others may use
+        left -= share
+        found.append(parts[part]())
     figures = [figure for each in found for figure in each.figures]
     notes += dict.fromkeys(note for each in found for note in each.notes)
     if late := sum(figure.state == "out of time" for figure in figures):

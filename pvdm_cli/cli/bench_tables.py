@@ -133,7 +133,7 @@ def _training(result: "Bench", figures: Sequence["Figure"]) -> Table:
         size = f"clips of {each.settings['frames']} x {each.height} x {each.width}"
         footer.append("; ".join([f"{each.subject}: {each.settings['stage']}, {size}", *each.notes]))
     columns = ["preset", "largest\nbatch", "s / step", "clips / s", "peak GB", "device"]
-    if not any(figure.search for figure in figures):
+    if all(figure.search is None and figure.timing for figure in figures):
         columns[1] = "batch"
     title = "Largest training batch and one step with it"
     return Table(title, columns, rows, footer)
@@ -213,13 +213,16 @@ def _floor_footer(figures: Sequence["Figure"]) -> list[str]:
 
 def _largest(figure: "Figure") -> str:
     """Show a batch; >= where the search stopped."""
+    if figure.state == "out of time":
+        return str(figure.batch or NONE)
     return f"{'>= ' if figure.search and figure.search.capped else ''}{figure.batch}"
 
 
 def _pace(figure: "Figure") -> list[str]:
     """Seconds of a batch, and how many a second."""
     if figure.timing is None:
-        return [NONE if figure.batch == 0 else figure.state, NONE]
+        nothing_fits = figure.search is not None and figure.batch == 0
+        return [NONE if nothing_fits else figure.state, NONE]
     seconds = figure.timing.median
     return [_short(seconds), _short(figure.batch / seconds)]
 

@@ -114,15 +114,16 @@ def test_what_is_not_done_in_time_is_said(pvdm: Any, preset: str) -> None:  # no
     result = pvdm("bench", "all", preset, *words, "--json")
     assert result.code == 0
     told = json.loads(result.out)
-    assert {figure["state"] for figure in told["figures"]} == {"out of time"}
-    assert told["rows"] == []
+    states = [figure["state"] for figure in told["figures"] if figure["bench"] == "sample"]
+    assert states == ["out of time"]
+    assert "sample" not in {row["bench"] for row in told["rows"]}
     assert "figures are missing: 0.1 minutes were over" in told["notes"][-1]
 
 
 @pytest.mark.slow
 def test_all_of_the_demo_model_is_measured_for_real(pvdm: Any, tmp_path: Path) -> None:
-    words = ["--repeats", "1", "--max-batch", "2", "--minutes", "8", "--device", "cpu", "--json"]
-    result = pvdm("bench", "all", *words)
+    words = ["--steps", "20/5", "--frames", "16,32", "--repeats", "1", "--max-batch", "2"]
+    result = pvdm("bench", "all", *words, "--minutes", "8", "--device", "cpu", "--json")
     assert result.code == 0
     told = json.loads(result.out)
     assert {figure["state"] for figure in told["figures"]} == {"done"}
