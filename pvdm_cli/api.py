@@ -9,8 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pvdm_cli.benchmark.sample import SampleBench, bench_sample
-from pvdm_cli.benchmark.train import TrainBench, bench_train, fitting_batch
+from pvdm_cli.benchmark.coding import bench_coding
+from pvdm_cli.benchmark.compare import compare_results as bench_compare
+from pvdm_cli.benchmark.everything import bench_all
+from pvdm_cli.benchmark.figure import Bench
+from pvdm_cli.benchmark.io import bench_io
+from pvdm_cli.benchmark.sample import bench_sample
+from pvdm_cli.benchmark.train import bench_train, fitting_batch
 from pvdm_cli.comparison import Comparison, compare
 from pvdm_cli.config import AS_STORED, Policy, Selection, load_config
 from pvdm_cli.conversion import Conversion, export_published
@@ -59,6 +64,7 @@ from pvdm_cli.training.loop import TrainResult
 from pvdm_cli.video.synthetic import write_skies
 
 __all__ = [
+    "Bench",
     "Comparison",
     "Conversion",
     "DecodeResult",
@@ -73,12 +79,14 @@ __all__ = [
     "Publication",
     "ReconstructionResult",
     "Report",
-    "SampleBench",
     "SampleResult",
     "Survey",
-    "TrainBench",
     "TrainResult",
     "Verification",
+    "bench_all",
+    "bench_coding",
+    "bench_compare",
+    "bench_io",
     "bench_sample",
     "bench_train",
     "cache_preview",

@@ -1,9 +1,11 @@
 """Devices, random generators and allocator settings of one process."""
 
 import ctypes
+import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -107,18 +109,39 @@ def autocast(
 def matrix_rate(device: torch.device, precision: str) -> float:
     """Measure how many operations a second the device does in a large matrix product.
 
-    The yardstick of how well a network uses it; takes some hundredths of a second, once.
+    The yardstick of how well a network uses it; takes some tenths of a second, once.
     """
     side = 1024 if device.type == "cpu" else 8192
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a = torch.ones(side, side, device=device, dtype=dtype)
-    best = 0.0
+    return 2 * side**3 / _least_seconds(lambda: a @ a)
+
+
+@lru_cache(maxsize=8)
+def copy_rate(device: torch.device) -> float:
+    """Measure how many bytes a second the device reads and writes in a large copy.
+
+    The blocks are larger than most caches; takes some tenths of a second, once.
+    """
+    source = torch.ones(1 << (26 if device.type == "cpu" else 28), device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _least_seconds(lambda: target.copy_(source))
+
+
+def _least_seconds(work: Callable[[], torch.Tensor], budget: float = 0.3) -> float:
+    """Time work again and again, three times or as long as the budget lasts: the shortest."""
+    best, end = float("inf"), 0.0
     with torch.inference_mode():
-        a @ a
-        for _ in range(3):
+        for count in itertools.count():
             began = time.perf_counter()
-            float((a @ a)[0, 0])  # asking for a value waits for the device
-            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+            work().flatten()[0].item()  # asking for a value waits for the device
+            now = time.perf_counter()
+            if not count:  # the first one warms up
+                end = now + budget
+                continue
+            best = min(best, now - began)
+            if count >= 3 and now > end:
+                break
     return best
 
 

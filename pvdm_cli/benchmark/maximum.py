@@ -9,13 +9,60 @@ an allocator that may use only the limit's share of it.
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from pvdm_cli.benchmark.timing import Peak, PeakMeter, Timing
 from pvdm_cli.errors import PvdmError
 
 UNITS = {"": 30, "G": 30, "GB": 30, "GIB": 30, "M": 20, "MB": 20, "MIB": 20}
 FREE_SHARE = 0.8  # of free main memory, when no limit is given
+
+
+class Limit(NamedTuple):
+    """Bytes to fit in (None: what the device has), and who said so."""
+
+    bytes: int | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class Try:
+    """One batch size tried."""
+
+    batch: int
+    fits: bool
+    peak: Peak | None
+    timing: Timing | None
+
+    def __str__(self) -> str:
+        if not self.fits or self.timing is None:
+            return "does not fit"
+        size = self.peak.bytes if self.peak else None
+        memory = f", {size / 2**30:.2f} GB" if size is not None else ""
+        return f"fits: {self.timing.median:.3g} s{memory}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the largest batch was found.
+
+    Attributes:
+        largest: 0: not even one fits.
+        capped: The search stopped there, more may fit.
+        limit_bytes: Memory to fit in, None: the device.
+        limit_from: Who said so.
+        tries: In order.
+    """
+
+    largest: int
+    capped: bool
+    limit_bytes: int | None
+    limit_from: str
+    tries: list[Try]
 
 
 class Largest(NamedTuple):
@@ -39,6 +86,42 @@ def largest_batch(fits: Callable[[int], bool], most: int) -> Largest:
             bad = batch
         batch = min(2 * good, most) if bad > most else (good + bad) // 2
     return Largest(good, capped=good == most)
+
+
+def limit_of(given: int | None, device: torch.device) -> Limit:
+    """Bytes to fit in, and where the number comes from.
+
+    Raises:
+        PvdmError: If none is given and the system does not tell its free memory.
+    """
+    if given is not None:
+        return Limit(given, "given")
+    if device.type != "cpu":
+        return Limit(None, "the device's own")
+    free = free_memory()
+    if free is None:
+        raise PvdmError("this system does not tell its free memory; give --memory-limit")
+    return Limit(int(FREE_SHARE * free), f"{FREE_SHARE:.0%} of the free memory")
+
+
+def enforce(
+    limit: int, device: torch.device, meter: PeakMeter, on_excess: Callable[[], None]
+) -> None:
+    """Make a process that takes more memory than the limit fail.
+
+    Args:
+        limit: In bytes.
+        device: Whose memory.
+        meter: Of this process.
+        on_excess: Called from another thread once memory on the CPU passes the limit.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    elif device.type == "cpu":
+        meter.watch(limit, on_excess)
+    else:
+        raise PvdmError(f"--memory-limit works on cpu and cuda, not on {device.type}")
 
 
 def parse_memory(text: str) -> int:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from pvdm_cli.benchmark.subjects import random_network
-from pvdm_cli.config import RunConfig
+from pvdm_cli.config import ModelConfig, RunConfig
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import Identity
+from pvdm_cli.data.cache_shard import Latents
 from pvdm_cli.data.cache_writer import CacheWriter, Stamp
 from pvdm_cli.data.catalog import Source
 from pvdm_cli.data.clips import Clips, Usable
@@ -56,21 +57,34 @@ def _noise_clips(config: RunConfig) -> Clips:
 
 def _noise_cache(config: RunConfig, path: Path) -> Cache:
     """Write a latent cache of one video of noise, whose second clip continues the first."""
-    latent, clip = config.latent, config.clip
-    assert config.diffusion is not None
-    later = clip.frames - config.diffusion.overlap
+    draw = np.random.default_rng(config.training.seed)
+    latent = config.latent
+    write_cache(config, path, draw.uniform(-1, 1, (2, latent.c, latent.flat)).astype(np.float16))
+    return Cache.open(path, in_memory=True)
+
+
+def write_cache(config: ModelConfig, path: Path, z: Latents, *, together: int = 8) -> None:
+    """Write a latent cache of one video, each clip of which continues the one before.
+
+    Args:
+        config: Of the model it shall be for.
+        path: The folder.
+        z: fp16 [k, c, n].
+        together: Clips handed over at a time.
+    """
+    clip = config.clip
+    later = clip.frames - (config.diffusion.overlap if config.diffusion else 0)
     identity = Identity(
         fingerprint="0" * 64,
         clip=clip,
         patch=config.autoencoder.patch,
-        channels=latent.c,
+        channels=config.latent.c,
         window_stride=later,
     )
-    draw = np.random.default_rng(config.training.seed)
-    z = draw.uniform(-1, 1, (2, latent.c, latent.flat)).astype(np.float16)
     with CacheWriter(path, identity) as writer:
         (row,) = writer.plan([Stamp("noise", 0, 0)]).todo
-        writer.add(np.array([[row.video, 0, -1], [row.video, identity.step, -1]]), z)
-        writer.end_video(row.video, frames=later + clip.frames, fps=None)
+        index = np.array([[row.video, k * identity.step, -1] for k in range(len(z))])
+        for k in range(0, len(z), together):
+            writer.add(index[k : k + together], z[k : k + together])
+        writer.end_video(row.video, frames=(len(z) - 1) * later + clip.frames, fps=None)
         writer.finish()
-    return Cache.open(path, in_memory=True)

@@ -4,42 +4,43 @@ Axes: c latent channels, n flat latent length, s frames of a clip, H x W pixels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Self
 
 import torch
 
-from pvdm_cli.benchmark import child
-from pvdm_cli.benchmark.published import TABLE_5, PublishedRow
+from pvdm_cli.benchmark.figure import Bench, Figure
+from pvdm_cli.benchmark.floor import sampling_work
+from pvdm_cli.benchmark.maximum import limit_of
+from pvdm_cli.benchmark.run import Batch, Job, Run
 from pvdm_cli.benchmark.subjects import Subject, build, find_subject
-from pvdm_cli.benchmark.timing import Peak, PeakMeter, Timing, device_name, repeat, seconds_of
-from pvdm_cli.config import DiffusionConfig
-from pvdm_cli.environment import environment
+from pvdm_cli.benchmark.timing import Timing, outcome, repeat, seconds_of
+from pvdm_cli.benchmark.work import begin, nothing
+from pvdm_cli.config import ModelConfig, parse_config
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.rollout import rollout, rollout_latents
-from pvdm_cli.runtime import generator, resolve_device
-from pvdm_cli.sampling import Sampling, Steps
+from pvdm_cli.runtime import autocast, generator, resolve_device
+from pvdm_cli.sampling import Sampler, Sampling, Steps
 from pvdm_cli.video.pixels import to_uint8
 
 FEW = 3  # steps of each kind that an extrapolation measures
-PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+FRAMES, STEPS = (16, 128), "100/20"
 
 
-@dataclass(frozen=True)
-class SampleJob:
-    """One measurement: a video of so many frames from one subject."""
+@dataclass(frozen=True, kw_only=True)
+class SampleJob(Job):
+    """One measurement: videos of so many frames from one subject."""
 
     subject: Subject
     steps: Steps
     frames: int
-    repeats: int | None
-    extrapolate: bool
-    device: str
-    threads: int
-    seed: int
+    sampler: Sampler = "ddim"
+    precision: str = "fp32"
+    extrapolate: bool = False
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
@@ -47,65 +48,50 @@ class SampleJob:
         subject, steps = Subject(**values["subject"]), Steps(*values["steps"])
         return cls(**{**values, "subject": subject, "steps": steps})
 
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the subject's networks."""
+        return parse_config(ModelConfig, self.subject.config, where=self.subject.name)
 
-@dataclass(frozen=True)
-class SampleFigure:
-    """What one video took.
-
-    Attributes:
-        model: As it was called.
-        weights: trained or random.
-        state: done, or out of memory (then there are no figures).
-        extrapolated: The time follows from a few steps of each kind and one decoding.
-    """
-
-    model: str
-    weights: str
-    steps: str
-    frames: int
-    height: int
-    width: int
-    device: str
-    dtype: str
-    threads: int
-    torch: str
-    state: str
-    extrapolated: bool
-    timing: Timing | None
-    peak: Peak | None
-
-
-@dataclass(frozen=True)
-class SampleBench:
-    """All figures of a run of `bench sample`, and the published ones."""
-
-    figures: list[SampleFigure]
-    published: list[PublishedRow]
-    environment: dict[str, Any]
-    notes: list[str]
+    @property
+    def sampling(self) -> Sampling:
+        """How clips are drawn."""
+        return Sampling(steps=self.steps, sampler=self.sampler)
 
 
 def bench_sample(
     names: Sequence[str] = ("demo",),
     *,
-    steps: str = "100/20",
-    frames: Sequence[int] = (16, 128),
+    steps: str = STEPS,
+    frames: Sequence[int] = FRAMES,
+    samplers: Sequence[Sampler] = ("ddim",),
+    precisions: Sequence[str] = ("fp32",),
+    batches: Sequence[Batch] = (1,),
+    memory_limit: int | None = None,
+    max_batch: int | None = None,
     repeats: int | None = None,
     extrapolate: bool = False,
     seed: int = 0,
     device: str = "auto",
+    deadline: float | None = None,
     reporter: Reporter = SILENT,
-) -> SampleBench:
-    """Measure how long one video takes and what memory it needs, each in its own process.
+) -> Bench:
+    """Measure how long videos take and what memory they need, each in its own process.
 
     Args:
         names: Models (folder, run, `demo`) and diffusion presets (random weights, full size).
         steps: N/M, or several with commas between: each is measured.
         frames: Lengths of the video.
+        samplers: Each is measured.
+        precisions: fp32 | bf16 | fp16 arithmetic; each is measured.
+        batches: Videos at a time; None is the most that fit.
+        memory_limit: Bytes that they must fit in; None: the card, or 80 % of the free memory.
+        max_batch: Where the search for the most stops; None: 64, on CUDA 1024.
         repeats: Of each measurement; None: 3, fewer once 20 s are spent.
         extrapolate: Measure a few steps and one decoding and multiply out.
         seed: Of random weights and noise.
         device: cpu | cuda | mps | auto.
+        deadline: When everything must be over, by `time.monotonic`.
         reporter: Told of every network step.
 
     Raises:
@@ -114,90 +100,101 @@ def bench_sample(
     if min(frames) < 1:
         raise PvdmError(f"--frames {min(frames)}: expected 1 or more")
     subjects = [find_subject(name) for name in names]
-    target, runs = resolve_device(device), [Steps.parse(text) for text in steps.split(",")]
-    for subject in subjects:
-        for run in runs:
-            Sampling(steps=run).check(DiffusionConfig(**subject.config["diffusion"]))
-        for note in subject.notes:
-            reporter.say(note)
+    target = resolve_device(device)
+    run = Run(
+        device=target,
+        repeats=repeats,
+        limit=limit_of(memory_limit, target) if None in batches else None,
+        max_batch=max_batch,
+        seed=seed,
+        deadline=deadline,
+        reporter=reporter,
+    )
+    runs = [Steps.parse(text) for text in steps.split(",")]
     jobs = [
         SampleJob(
-            subject, run, count, repeats, extrapolate, str(target), torch.get_num_threads(), seed
+            subject=subject,
+            steps=each,
+            frames=count,
+            sampler=sampler,
+            precision=precision,
+            extrapolate=extrapolate,
+            **run.common,
         )
-        for subject in subjects
-        for run in runs
-        for count in frames
+        for subject, sampler, precision, each, count in product(
+            subjects, samplers, precisions, runs, frames
+        )
     ]
-    return SampleBench(
-        figures=[_figure(job, reporter) for job in jobs],
-        published=list(TABLE_5),
-        environment=environment(),
+    for job in jobs:
+        diffusion = job.config.diffusion
+        assert diffusion is not None
+        job.sampling.check(diffusion)
+    for note in (note for subject in subjects for note in subject.notes):
+        reporter.say(note)
+    return Bench(
+        "sample",
+        [_figure(run, job, batch) for batch in batches for job in jobs],
         notes=[note for subject in subjects for note in subject.notes],
     )
 
 
-def _figure(job: SampleJob, reporter: Reporter) -> SampleFigure:
+def _figure(run: Run, job: SampleJob, batch: Batch) -> Figure:
     """Let a child do one job."""
-    clip = job.subject.config["clip"]
-    reporter.start(f"{job.subject.name} {job.steps}, {job.frames} frames", unit="step")
-    found = child.measure("sample", asdict(job), reporter.advance)
-    reporter.done()
-    timing, peak = found.figures.get("timing"), found.figures.get("peak")
-    return SampleFigure(
-        model=job.subject.name,
-        weights=job.subject.weights,
-        steps=str(job.steps),
-        frames=job.frames,
-        height=clip["height"],
-        width=clip["width"],
-        device=device_name(torch.device(job.device)),
-        dtype=found.figures.get("dtype", "fp32"),
-        threads=job.threads,
-        torch=torch.__version__,
-        state=found.state,
+    config, subject = job.config, job.subject
+    name = f"{subject.name} {job.steps}, {job.frames} frames"
+    found = run.measure("sample", name, job, batch, replace(job, extrapolate=True))
+    clips = config.num_clips(job.frames)
+    return Figure(
+        bench="sample",
+        subject=subject.name,
+        settings={"steps": str(job.steps), "sampler": job.sampler, "frames": job.frames},
+        unit="video",
+        height=config.clip.height,
+        width=config.clip.width,
+        weights=subject.weights,
         extrapolated=job.extrapolate,
-        timing=Timing(**timing) if timing else None,
-        peak=Peak(**peak) if peak else None,
+        **run.told(
+            found,
+            lambda batch: sampling_work(config, job.sampling, clips, batch, job.precision),
+            job.precision,
+        ),
     )
 
 
-def measure(job: SampleJob, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def measure(
+    job: SampleJob,
+    on_step: Callable[[], None] = nothing,
+    on_excess: Callable[[], None] = nothing,
+) -> dict[str, Any]:
     """Do the job in this process: build, warm up, time; JSON values."""
-    device = resolve_device(job.device)
-    meter = PeakMeter(device)
+    device, meter = begin(job, on_excess)
     model = build(job.subject, device, job.seed)
     meter.restart()
     once = _extrapolated if job.extrapolate else _whole
     few = Steps(min(2, job.steps.first), min(2, job.steps.following))
-    _synthesise(model, 2, few, job.seed, on_step)
-    timing = Timing.of(
-        repeat(lambda: once(model, job, on_step), job.repeats),
-        warm_up=f"2 clips of {few.first} and {few.following} steps",
-    )
-    dtype = next(model.autoencoder.parameters()).dtype
-    return {
-        "timing": asdict(timing),
-        "peak": asdict(meter.read()),
-        "dtype": PRECISION.get(dtype, str(dtype)),
-    }
+    with autocast(device, job.precision):
+        _synthesise(model, 2, replace(job, steps=few), on_step)
+        timing = Timing.of(
+            repeat(lambda: once(model, job, on_step), job.repeats),
+            warm_up=f"2 clips of {few.first} and {few.following} steps",
+        )
+    return outcome(timing, meter)
 
 
 def _whole(model: Model, job: SampleJob, on_step: Callable[[], None]) -> float:
     """Time the whole video."""
     clips = model.config.num_clips(job.frames)
-    return seconds_of(lambda: _synthesise(model, clips, job.steps, job.seed, on_step), model.device)
+    return seconds_of(lambda: _synthesise(model, clips, job, on_step), model.device)
 
 
-def _synthesise(
-    model: Model, num_clips: int, steps: Steps, seed: int, on_step: Callable[[], None]
-) -> None:
-    """Draw one video, frames leaving the device as each clip is ready."""
-    draws = [generator(model.device, seed, 0)]
+def _synthesise(model: Model, num_clips: int, job: SampleJob, on_step: Callable[[], None]) -> None:
+    """Draw a batch of videos, frames leaving the device as each clip is ready."""
+    draws = [generator(model.device, job.seed, i) for i in range(job.batch)]
     clips = rollout(
         model,
         num_clips,
         generators=draws,
-        sampling=Sampling(steps=steps),
+        sampling=job.sampling,
         on_step=lambda k, num_steps: on_step(),
     )
     for x in clips:
@@ -208,24 +205,29 @@ def _extrapolated(model: Model, job: SampleJob, on_step: Callable[[], None]) -> 
     """Time a few steps without and with prefix and one decoding; multiply out."""
     few = min(FEW, *job.steps)
     latent, device = model.config.latent, model.device
-    draws = [generator(device, job.seed, 0)]
-    z_prefix = torch.randn(1, latent.c, latent.flat, generator=draws[0], device=device)
+    draws = [generator(device, job.seed, i) for i in range(job.batch)]
+    size = (job.batch, latent.c, latent.flat)
+    z_prefix = torch.randn(size, generator=draws[0], device=device)
+    sampling = replace(job.sampling, steps=Steps(few, few))
+    _, schedule = model.require_denoiser(job.subject.name)
 
-    def step(prefix: torch.Tensor | None) -> float:
+    def steps(prefix: torch.Tensor | None) -> float:
         clip = rollout_latents(
             model,
             1,
             generators=draws,
-            sampling=Sampling(steps=Steps(few, few)),
+            sampling=sampling,
             z_prefix=prefix,
             on_step=lambda k, num_steps: on_step(),
         )
-        return seconds_of(lambda: list(clip), device) / few
+        seconds, first = seconds_of(lambda: list(clip), device), prefix is None
+        counts = [len(each.asked(schedule, first=first)) for each in (job.sampling, sampling)]
+        return seconds * counts[0] / counts[1]
 
     def decode() -> None:
         with torch.inference_mode():
             to_uint8(model.autoencoder.decode(unflatten(z_prefix, latent))).cpu()
 
-    first, following, decoding = step(None), step(z_prefix), seconds_of(decode, device)
+    first, following, decoding = steps(None), steps(z_prefix), seconds_of(decode, device)
     more = model.config.num_clips(job.frames) - 1
-    return job.steps.first * first + decoding + more * (job.steps.following * following + decoding)
+    return first + decoding + more * (following + decoding)

@@ -45,17 +45,21 @@ class Subject:
         return "random" if self.folder is None else "trained"
 
 
-def find_subject(name: str) -> Subject:
-    """Find a model (folder, run, `demo`, hub name) or a preset that can sample.
+def find_subject(name: str, *, samples: bool = True) -> Subject:
+    """Find a model (folder, run, `demo`, hub name) or a preset.
+
+    Args:
+        name: As people call it.
+        samples: Whether it must be able to sample, not only to encode and decode.
 
     Raises:
-        PvdmError: If it is neither, or holds no denoiser.
+        PvdmError: If it is neither, or holds no denoiser where it must.
     """
     if name == "demo" and not (DEMO / "model.json").is_file():
         note = f"the demo model is not installed here: measured preset {DEMO_PRESET} instead"
-        return _preset(DEMO_PRESET, [note])
+        return _preset(DEMO_PRESET, [note], samples)
     if name == "demo" or name.startswith("hf:") or Path(name).is_dir():
-        return _model(name)
+        return _model(name, samples)
     try:
         preset_path(name)
     except ConfigError:
@@ -63,14 +67,14 @@ def find_subject(name: str) -> Subject:
             f"{name!r} is neither a model (folder, run, `demo`, hf:owner/name) nor a preset"
             f"{did_you_mean(name, preset_names())}"
         ) from None
-    return _preset(name, [])
+    return _preset(name, [], samples)
 
 
-def _model(name: str) -> Subject:
+def _model(name: str, samples: bool) -> Subject:
     """Describe a trained model."""
     folder = resolve_model(name)
     card = read_card(folder)
-    if "denoiser.safetensors" not in card["files"]:
+    if samples and "denoiser.safetensors" not in card["files"]:
         raise ModelError(
             f"{name} holds an autoencoder only: give a model with a denoiser, or a diffusion "
             "preset (`pvdm presets ls`)"
@@ -78,10 +82,10 @@ def _model(name: str) -> Subject:
     return Subject(name, card["config"], str(folder))
 
 
-def _preset(name: str, notes: list[str]) -> Subject:
+def _preset(name: str, notes: list[str], samples: bool) -> Subject:
     """Describe a preset."""
     config = load_config(name)
-    if config.denoiser is None or config.diffusion is None:
+    if samples and (config.denoiser is None or config.diffusion is None):
         raise ConfigError(
             f"{name} is an autoencoder preset, which cannot sample: give a diffusion preset "
             "(`pvdm presets ls`) or a model"
@@ -99,6 +103,13 @@ def build(subject: Subject, device: torch.device, seed: int) -> Model:
     assert isinstance(autoencoder, Autoencoder)
     assert isinstance(denoiser, Denoiser)
     return Model(config, autoencoder, denoiser)
+
+
+def build_autoencoder(subject: Subject, device: torch.device, seed: int) -> Model:
+    """Build the subject's autoencoder alone, with random weights; ready to encode and decode."""
+    config = parse_config(ModelConfig, subject.config, where=subject.name)
+    network = random_network(Autoencoder, config, device, seed)
+    return Model(config, network.eval().requires_grad_(False))
 
 
 @torch.no_grad()

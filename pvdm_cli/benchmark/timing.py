@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -180,3 +180,8 @@ def _reset_peak_resident() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:  # not Linux, or not allowed: the peak of loading stays counted
         return
+
+
+def outcome(timing: Timing, meter: PeakMeter) -> dict[str, Any]:
+    """Return what a child answers, as JSON values."""
+    return {"timing": asdict(timing), "peak": asdict(meter.read())}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pvdm_cli.benchmark import sample, train
+from pvdm_cli.benchmark import coding, floor, io, sample, train
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.runtime import ran_out
 
@@ -43,16 +43,26 @@ class Answers:
             sys.stdout.flush()
 
 
+def measure(kind: str, job: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """Do a job of a kind."""
+    if kind == "rates":
+        return floor.measure_rates(job["device"], job["dtype"])
+    told = answers.step, answers.give_up
+    if kind == "sample":
+        return sample.measure(sample.SampleJob.read(job), *told)
+    if kind == "train":
+        return train.measure(train.TrainJob(**job), *told)
+    if kind == "coding":
+        return coding.measure(coding.CodingJob.read(job), *told)
+    return io.measure(io.IoJob.read(job), *told)
+
+
 def main() -> None:
     """Do the job."""
     asked, answers = json.load(sys.stdin), Answers()
     torch.set_num_threads(asked["job"]["threads"])
     try:
-        if asked["kind"] == "sample":
-            figures = sample.measure(sample.SampleJob.read(asked["job"]), answers.step)
-        else:
-            job = train.TrainJob(**asked["job"])
-            figures = train.measure(job, answers.step, answers.give_up)
+        figures = measure(asked["kind"], asked["job"], answers)
     except PvdmError as error:
         answers.end("refused", message=str(error))
     except (MemoryError, RuntimeError) as error:

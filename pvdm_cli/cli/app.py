@@ -13,7 +13,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pvdm_cli.cli import bench, cache, data, eval, eval_fvd, help, launch, options, render
+from pvdm_cli.cli import (
+    bench,
+    bench_data,
+    cache,
+    data,
+    eval,
+    eval_fvd,
+    help,
+    launch,
+    options,
+    render,
+)
 from pvdm_cli.cli.convert import convert
 from pvdm_cli.cli.decode import decode
 from pvdm_cli.cli.demo import demo
@@ -43,8 +54,16 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
     "bench": (
-        "Measure time, memory and largest batch, beside the paper's.",
-        (bench.sample, bench.train),
+        "Measure time, memory and largest batch, beside the paper's and the hardware's.",
+        (
+            bench.sample,
+            bench.train,
+            bench_data.encode,
+            bench_data.decode,
+            bench_data.io,
+            bench.all_,
+            bench.compare,
+        ),
     ),
     "cache": ("Look into a latent cache.", (cache.info, cache.verify, cache.preview)),
     "data": ("See what a data set holds; draw practice videos.", (data.ls, data.sky)),

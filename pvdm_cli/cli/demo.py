@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pvdm_cli.cli import render
-from pvdm_cli.cli.bench import show_sample_table
+from pvdm_cli.cli import bench_tables, render
 from pvdm_cli.cli.options import DebugOpt, DeviceOpt, JsonOpt, OutOpt, QuietOpt, SeedOpt
 
 DataOpt = Annotated[
@@ -66,7 +65,7 @@ def demo(
     reporter.say(f"$ pvdm bench sample {out / 'diffusion'} --steps 50/25")
     bench = api.bench_sample([str(out / "diffusion")], steps="50/25", reporter=reporter)
     if not quiet and not as_json:
-        show_sample_table(bench)
+        bench_tables.show(bench)
     first = result.sampled.videos[0]
     reporter.say(f"{first}: {frames} frames; all of them: {result.sampled.grid}")
     if as_json:

@@ -1,7 +1,7 @@
 """`pvdm bench`: one real run of each command, the tables, and what is refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ import pytest
 import yaml
 from tiny import CONFIG
 
-from pvdm_cli.benchmark import child
+from pvdm_cli.benchmark import child, floor
 from pvdm_cli.benchmark.child import Outcome
 from pvdm_cli.benchmark.timing import Timing
-from pvdm_cli.cli import bench
+from pvdm_cli.cli import bench_tables
 
 GB = 2**30
 
@@ -27,11 +27,13 @@ def preset(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """Children that answer at once: 1.5 s per 16 frames; 5 clips of 1.25 GB fit. Their jobs."""
     jobs: list[dict[str, Any]] = []
 
-    def measure(kind: str, job: dict[str, Any], on_steps: Callable[[int], None]) -> Outcome:
+    def measure(kind: str, job: dict[str, Any], *told: Any, timeout: None = None) -> Outcome:
+        if kind == "rates":
+            return Outcome("done", {"flops_per_second": 1e12, "bytes_per_second": 1e10})
         jobs.append(job)
         if kind == "train" and job["batch"] > 5:
             return Outcome("out of memory", {})
@@ -42,16 +44,49 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return Outcome("done", {"timing": timing, "peak": peak, "dtype": "fp32"})
 
     monkeypatch.setattr(child, "measure", measure)
-    return jobs
+    floor.rates.cache_clear()
+    yield jobs
+    floor.rates.cache_clear()
 
 
-def test_sampling_is_measured_and_told_as_json(pvdm: Any, preset: str) -> None:
-    words = ["--steps", "4/2", "--frames", "6", "--repeats", "2", "--device", "cpu", "--json"]
-    result = pvdm("bench", "sample", preset, *words)
+def slow_down(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the denoiser of every process started from now on sleep at each call."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        """
+import time
+from pvdm_cli.models.denoiser import Denoiser
+
+def slow(self, *given, _forward=Denoiser.forward, **named):
+    time.sleep(0.2)
+    return _forward(self, *given, **named)
+
+Denoiser.forward = slow
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_sampling_is_told_as_json_and_a_slower_sampler_is_caught(
+    pvdm: Any, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tmp_path / "before.json"
+    words = ["bench", "sample", preset, "--steps", "4/2", "--frames", "6", "--repeats", "2"]
+    words += ["--device", "cpu", "--json"]
+    result = pvdm(*words, "--out", before)
     assert result.code == 0
     told = json.loads(result.out)
+    assert json.loads(before.read_text()) == told
+    slow_down(tmp_path / "slow", monkeypatch)
+    caught = pvdm(*words, "--baseline", before, "--fail-above", "1.3")
+    assert caught.code == 1
+    assert caught.err.splitlines()[-1].startswith(
+        "error: worse than the baseline by more than 1.3: seconds of sample"
+    )
+    assert min(json.loads(caught.out)["figures"][0]["timing"]["seconds"]) > 6 * 0.2
     (figure,) = told["figures"]
-    assert (figure["model"], figure["steps"], figure["frames"]) == (preset, "4/2", 6)
+    assert figure["subject"] == preset
+    assert figure["settings"] == {"steps": "4/2", "sampler": "ddim", "frames": 6}
     assert (figure["device"], figure["dtype"], figure["state"]) == ("cpu", "fp32", "done")
     assert figure["torch"] == told["environment"]["torch"]
     assert figure["threads"] >= 1
@@ -70,8 +105,10 @@ def test_training_is_measured_and_told_as_json(pvdm: Any, preset: str) -> None:
     result = pvdm("bench", "train", preset, "training.grad_clip=1", *words, "--json")
     assert result.code == 0
     (figure,) = json.loads(result.out)["figures"]
-    assert (figure["stage"], figure["largest_batch"], figure["capped"]) == ("diffusion", 1, True)
-    assert (figure["limit_bytes"], figure["limit_from"]) == (2 * GB, "given")
+    search = figure["search"]
+    assert (figure["settings"]["stage"], figure["batch"], search["largest"]) == ("diffusion", 1, 1)
+    assert search["capped"] is True
+    assert (search["limit_bytes"], search["limit_from"]) == (2 * GB, "given")
     assert figure["timing"]["repeats"] == 2
     assert 0 < figure["peak"]["bytes"] < 2 * GB
     assert "batch 1 fits" in result.err
@@ -119,14 +156,16 @@ def test_markdown_is_a_table_with_whole_names(
     lines = pvdm("bench", "sample", preset, *words).out.splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert table[0] == "| model | steps | 16 frames: s / GB | 32 frames: s / GB | device |"
-    assert {line.count("|") for line in table} == {6}
-    assert table[-1] == f"| {preset} | 9/3 | 1.5 / 1.5 | 3 / 1.5 | cpu fp32 |"
+    floors = table.index("| model | of | s | floor s | % of floor | bound by |")
+    assert {line.count("|") for line in table[:floors]} == {6}
+    assert {line.count("|") for line in table[floors:]} == {7}
+    assert table[floors - 1] == f"| {preset} | 9/3 | 1.5 / 1.5 | 3 / 1.5 | cpu fp32 |"
 
 
 def test_out_of_memory_is_a_row_not_a_failure(
     pvdm: Any, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "measure", lambda *_: Outcome("out of memory", {}))
+    monkeypatch.setattr(child, "measure", lambda *_, **__: Outcome("out of memory", {}))
     result = pvdm("bench", "sample", preset, "--steps", "5", "--frames", "16")
     assert result.code == 0
     assert "out of memory" in result.out
@@ -135,7 +174,7 @@ def test_out_of_memory_is_a_row_not_a_failure(
 def test_long_names_are_cut_to_the_terminal_and_nothing_else_is() -> None:
     columns = ["model", "steps", "16 frames\ns / GB", "device"]
     rows = [["x" * 70, "100/20", "84.8 / 18.7", "cpu"], ["short", "1/1", "-", "cpu"]]
-    cut = bench._cut(rows, columns, 60)
+    cut = bench_tables._cut(rows, columns, 60)
     assert cut[0][0].startswith("…x")
     assert len(cut[0][0]) + 6 + 11 + 6 + 3 * 2 + 2 == 60
     assert [row[1:] for row in cut] == [row[1:] for row in rows]
@@ -151,7 +190,18 @@ def test_long_names_are_cut_to_the_terminal_and_nothing_else_is() -> None:
         (["sample", "sky/diffusion-s", "--steps", "2000"], "use 1 to 1000"),
         (["sample", "sky/autoencoder"], "autoencoder preset"),
         (["sample", "no/such"], "neither a model"),
-        (["sample", "--json", "--markdown"], "exclude each other"),
+        (["sample", "--json", "--markdown"], "--json and --markdown exclude each other"),
+        (["io", "--csv", "--markdown"], "--csv and --markdown exclude each other"),
+        (["sample", "--fail-above", "1.1"], "needs --baseline"),
+        (["sample", "--baseline", "no.json"], "no.json: No such file"),
+        (["sample", "--baseline", __file__], "no result of `pvdm bench`"),
+        (["sample", "--baseline", __file__, "--fail-above", "0.9"], "expected 1 or more"),
+        (["sample", "--plot", "x.pdf"], "ends in .svg or .png"),
+        (["sample", "--sampler", "ddim,fast"], "--sampler 'fast'"),
+        (["encode", "--batch-size", "1,some"], "--batch-size '1,some': expected"),
+        (["decode", "--precision", "fp64"], "--precision 'fp64': choose"),
+        (["all", "sky/autoencoder"], "autoencoder preset"),
+        (["compare", "no.json", "no.json"], "no.json: No such file"),
         (["train", "sky/diffusion-s", "--memory-limit", "much"], "--memory-limit 'much'"),
         (["train", "sky/diffusion-s", "training.batch=3"], "unknown key 'batch'"),
         (["train", "no/such"], "no preset 'no/such'"),

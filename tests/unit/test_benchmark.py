@@ -15,7 +15,7 @@ import torch
 import yaml
 from tiny import CONFIG, tiny_model
 
-from pvdm_cli.benchmark import child, maximum, sample, subjects, train
+from pvdm_cli.benchmark import child, floor, maximum, sample, subjects, train
 from pvdm_cli.benchmark.child import Outcome
 from pvdm_cli.benchmark.maximum import Largest, largest_batch, parse_memory
 from pvdm_cli.benchmark.noise import noise_stage
@@ -39,16 +39,7 @@ MB = 1 << 20
 
 def job(**changes: Any) -> SampleJob:
     """A measurement of two clips and a half (frames of a clip: 4)."""
-    values = {
-        "subject": SUBJECT,
-        "steps": Steps(7, 3),
-        "frames": 10,
-        "repeats": 2,
-        "extrapolate": False,
-        "device": "cpu",
-        "threads": 1,
-        "seed": 0,
-    }
+    values = {"subject": SUBJECT, "steps": Steps(7, 3), "frames": 10, "repeats": 2}
     return SampleJob(**{**values, **changes})
 
 
@@ -179,8 +170,9 @@ def test_a_containers_limit_counts_where_there_is_one(tmp_path: Path) -> None:
 
 def test_a_limit_too_small_for_anything_gives_zero(preset: str) -> None:
     found = bench_train([preset], memory_limit=MB, max_batch=2, device="cpu").figures[0]
-    assert (found.largest_batch, found.capped, found.timing) == (0, False, None)
-    assert [each.batch for each in found.tries] == [1]
+    assert found.search is not None
+    assert (found.batch, found.search.capped, found.timing) == (0, False, None)
+    assert [each.batch for each in found.search.tries] == [1]
 
 
 def test_the_search_reports_the_largest_batch_timed_again(
@@ -188,7 +180,9 @@ def test_the_search_reports_the_largest_batch_timed_again(
 ) -> None:
     asked: list[tuple[int, int | None]] = []
 
-    def pretend(kind: str, job: dict[str, Any], on_steps: Any) -> Outcome:
+    def pretend(kind: str, job: dict[str, Any], *told: Any, timeout: None = None) -> Outcome:
+        if kind == "rates":
+            return Outcome("done", {"flops_per_second": 1e12, "bytes_per_second": 1e10})
         asked.append((job["batch"], job["repeats"]))
         if job["batch"] > 6:
             return Outcome("out of memory", {})
@@ -197,12 +191,13 @@ def test_the_search_reports_the_largest_batch_timed_again(
         return Outcome("done", {"timing": timing, "peak": peak})
 
     monkeypatch.setattr(child, "measure", pretend)
+    floor.rates.cache_clear()
     limited = bench_train([preset], memory_limit=5 * MB, device="cpu").figures[0]
-    assert limited.largest_batch == 5  # 6 ran, but its peak was above the limit
+    assert limited.batch == 5  # 6 ran, but its peak was above the limit
     assert asked[-1] == (5, None)
     assert limited.timing is not None
     assert limited.timing.repeats == 3
-    assert bench_train([preset], memory_limit=99 * MB, device="cpu").figures[0].largest_batch == 6
+    assert bench_train([preset], memory_limit=99 * MB, device="cpu").figures[0].batch == 6
 
 
 @pytest.mark.parametrize(
@@ -235,7 +230,6 @@ def test_a_measured_video_makes_every_network_call_of_the_real_one() -> None:
     assert len(calls) == (2 + 2) + 2 * (7 + 2 * 3)  # warm-up, then 3 clips of 10 frames, twice
     assert found["timing"]["repeats"] == 2
     assert found["timing"]["warm_up"] == "2 clips of 2 and 2 steps"
-    assert found["dtype"] == "fp32"
 
 
 @pytest.mark.parametrize(("frames", "decodings"), [(4, 1), (10, 3)])
@@ -354,7 +348,7 @@ def test_training_is_measured_at_the_batch_asked_for(monkeypatch: pytest.MonkeyP
     values["training"] |= {"batch_size": 24, "accumulation": 3}
     steps: list[None] = []
     found = train.measure(
-        TrainJob(values, batch=2, repeats=2, limit=None, device="cpu", threads=1),
+        TrainJob(config=values, batch=2, repeats=2),
         lambda: steps.append(None),
     )
     assert seen == [2]
