@@ -22,7 +22,7 @@ from pvdm_cli.benchmark.subjects import Subject, build_autoencoder, find_subject
 from pvdm_cli.benchmark.work import begin, nothing, timed
 from pvdm_cli.config import ModelConfig, parse_config
 from pvdm_cli.decoding import decode_clips
-from pvdm_cli.encoding import encode_clips
+from pvdm_cli.encoder import encode_clips
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.runtime import generator, resolve_device
 

@@ -24,7 +24,7 @@ from pvdm_cli.benchmark.work import begin, nothing, timed
 from pvdm_cli.config import ModelConfig, parse_config
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.data.cache_format import Identity
-from pvdm_cli.data.feed import Clip, feed
+from pvdm_cli.data.feed import Clip, Here, feed
 from pvdm_cli.data.feed import Job as Video
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.runtime import resolve_device
@@ -143,7 +143,7 @@ def _reading_videos(config: ModelConfig, job: IoJob, folder: Path) -> Callable[[
     )
 
     def work() -> None:
-        with closing(feed([Video(k, path) for k in range(VIDEOS)], identity)) as events:
+        with closing(feed([Video(k, path) for k in range(VIDEOS)], [Here(identity)])) as events:
             clips = sum(isinstance(event, Clip) for event in events)
         assert clips == job.batch, clips
 
