@@ -26,7 +26,7 @@ from pvdm_cli.cli.options import (
 )
 from pvdm_cli.ranks import launched
 
-ECHO = 2.0  # seconds in which a second signal is the first one, passed on
+ECHO = 5.0  # seconds in which a second signal is the first one, passed on
 
 DataOpt = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Videos, for the autoencoder stage.")

@@ -169,9 +169,9 @@ def test_processes_save_and_end_when_their_launcher_is_killed(place: Place, tmp_
     while any(Path(f"/proc/{pid}/cmdline").exists() for pid in left):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    ended(process)
+    _, _, err = ended(process)
     last = metrics(run)[-1]["step"]
-    assert (run / "latest").read_text() == f"step-{last:08d}\n"
+    assert (run / "latest").read_text() == f"step-{last:08d}\n", err
 
 
 @pytest.mark.slow
