@@ -67,6 +67,7 @@ Denoiser.forward = slow
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
+@pytest.mark.slow
 def test_sampling_is_told_as_json_and_a_slower_sampler_is_caught(
     pvdm: Any, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

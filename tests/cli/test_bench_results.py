@@ -109,6 +109,7 @@ def test_a_baseline_passes_what_is_no_worse_and_says_what_is_missing(
     assert "nothing in it was measured now" in other.err
 
 
+@pytest.mark.slow
 def test_what_is_not_done_in_time_is_said(pvdm: Any, preset: str) -> None:  # noqa: F811
     words = ["--minutes", "0.1", "--steps", "20/20", "--frames", "20000", "--device", "cpu"]
     result = pvdm("bench", "all", preset, *words, "--json")

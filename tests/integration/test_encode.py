@@ -295,6 +295,7 @@ def test_another_autoencoder_is_refused_by_encode_and_by_decode(
         decoding.decode_cache(other, Cache.open(sky_cache), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_continued_by_the_same_command(
     model_folder: Path, skies: list[Source], sky_cache: Path, tmp_path: Path
 ) -> None:

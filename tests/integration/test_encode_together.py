@@ -28,6 +28,7 @@ def folder_of(sources: "list[Path]", path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_cache_that_one_makes_and_one_continues_it(
     model: Path, shared: Path, tmp_path: Path
 ) -> None:

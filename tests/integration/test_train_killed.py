@@ -41,6 +41,7 @@ def equal(run: Path, whole: Path) -> bool:
     return not differing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage", ["autoencoder", pytest.param("diffusion", marks=pytest.mark.slow)]
 )
