@@ -30,6 +30,19 @@ PATIENCE = timedelta(hours=2)
 class PeerLostError(PvdmError):
     """Another process of the same work has ended, so this one cannot go on."""
 
+    def __init__(self, message: str) -> None:
+        global _ending
+        super().__init__(message)
+        _ending = True
+
+
+_ending = False
+
+
+def ending() -> bool:
+    """Whether this process is on its way out already, because another one has ended."""
+    return _ending
+
 
 @dataclass(frozen=True)
 class Ranks:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -37,7 +37,7 @@ from pvdm_cli.cli.report import report
 from pvdm_cli.cli.sample import sample
 from pvdm_cli.cli.train import train
 from pvdm_cli.errors import PvdmError
-from pvdm_cli.ranks import launched
+from pvdm_cli.ranks import ending, launched
 
 # In the order of --help.
 COMMANDS: tuple[Callable[..., None], ...] = (
@@ -148,8 +148,10 @@ def build() -> typer.Typer:
 app = build()
 
 
-def _terminate(signum: int, frame: object) -> NoReturn:
+def _terminate(signum: int, frame: object) -> None:
     """Leave by an exception, so that temporary files are removed on the way out."""
+    if ending():  # a second exception could come up while the first one's frames are cleared away
+        return
     raise launch.Terminated(128 + signum)
 
 

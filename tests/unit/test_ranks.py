@@ -61,10 +61,14 @@ def test_a_step_that_does_not_go_round_names_the_multiple() -> None:
         Portion.of(TrainingConfig(batch_size=4, accumulation=3), Ranks(0, 5))
 
 
-def test_a_broken_connection_is_said_in_a_sentence_and_other_failures_pass() -> None:
+def test_a_broken_connection_is_said_in_a_sentence_and_other_failures_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranks, "_ending", False)  # what is set here does not outlive the test
     gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer"
     with pytest.raises(PeerLostError, match="another process of this run"), ranks.watching():
         raise RuntimeError(gloo)
+    assert ranks.ending()
     with pytest.raises(RuntimeError, match="shapes"), ranks.watching():
         raise RuntimeError("shapes do not match")
 
