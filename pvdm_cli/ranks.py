@@ -123,9 +123,13 @@ class Ranks:
         return takewhile(lambda number: number < total, (add() - 1 for _ in repeat(None)))
 
     def says(self, text: str) -> bool:
-        """Whether this process is the one to say a line that several may want to say."""
+        """Whether this process is the one to say a line that several may want to say.
+
+        Not if that cannot be found out: the first process, which is gone then, has said it, or its
+        launcher tells of its death.
+        """
         key = f"said/{hashlib.sha256(text.encode()).hexdigest()}"
-        return self._count(key, 1) <= 1
+        return self._count(key, 1) in (0, 1)
 
     def fail(self) -> None:
         """Let the others know that it is this process's failure that ends the work."""
@@ -136,14 +140,19 @@ class Ranks:
         """Whether a process has failed and says why itself."""
         return self._count("failed", 0) > 0
 
+    @property
+    def store_lost(self) -> bool:
+        """Whether the process that kept what all share is gone."""
+        return self._count("failed", 0) < 0
+
     def _count(self, key: str, more: int) -> int:
-        """Add to a shared count; 0 where there is none, or it went with the process that had it."""
+        """Add to a shared count; 0 where there is none, -1 if the process that kept it is gone."""
         if self.store is None:
             return 0
         try:
             return int(self.store.add(key, more))
         except RuntimeError:
-            return 0
+            return -1
 
 
 _here = Ranks()

@@ -177,7 +177,7 @@ def run(work: Callable[[], int]) -> int:
         _say(here, traceback.format_exc() if options.debug_asked() else str(error))
     except Exception:  # noqa: BLE001  (said in full; the launcher may start again)
         here.fail()
-        _say(here, traceback.format_exc())
+        _say(here, traceback.format_exc(), crash=True)
     return 1
 
 
@@ -185,13 +185,13 @@ class Terminated(SystemExit):
     """Asked to leave, by SIGTERM, in the middle of the work."""
 
 
-def _say(here: ranks.Ranks, text: str) -> None:
-    """Say a failure once, however many processes have it."""
+def _say(here: ranks.Ranks, text: str, *, crash: bool = False) -> None:
+    """Say a failure once, however many processes have it; a crash rather twice than never."""
     place = ""
     if not here.main:
         place = f"process {here.rank} of {here.size}: "
         time.sleep(1)  # what all have to say, the first process says
-    if here.says(text):
+    if here.says(text) or (crash and here.store_lost):
         render.error(f"{place}{text}")
 
 
