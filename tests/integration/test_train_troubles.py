@@ -174,6 +174,8 @@ def test_a_folder_that_another_run_has_taken_is_not_written_into(
 
     def stop() -> bool:
         if last_step(run) == 6:
+            while newest(run) != 5:  # it is written beside training
+                time.sleep(0.01)
             run.rename(tmp_path / "moved")
             place.train("autoencoder", run, "training.seed=7", "training.steps=2")
             before.update(contents(run))
