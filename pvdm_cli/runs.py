@@ -31,7 +31,7 @@ from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.perceptual import LPIPS
 from pvdm_cli.monitor import FewVideos
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.ranks import here
+from pvdm_cli.ranks import here, restarted
 from pvdm_cli.rollout import rollout
 from pvdm_cli.runtime import generator, resolve_device, resolve_precision
 from pvdm_cli.sampling import Sampling, Steps
@@ -111,6 +111,7 @@ def run_training(
     config = with_classes(config, data, cache)
     latents: Cache | LiveLatents
     ranks = here()
+    overwrite = overwrite and not restarted()  # else all would go with each process that dies
     with _hold(run) if ranks.main else nullcontext() as hold:
         ranks.barrier()  # the folder is there, and tidy
         goes_on = bool(list_checkpoints(run)) and not overwrite

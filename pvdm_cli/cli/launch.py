@@ -53,7 +53,14 @@ def hand_over(nproc: str | None, nnodes: str, endpoint: str | None, restarts: in
         ConfigError: If the numbers make no sense.
     """
     alone = nproc is None and nnodes == "1"
-    if os.environ.get("TORCHELASTIC_RUN_ID") or alone:  # already one of its processes
+    if os.environ.get("TORCHELASTIC_RUN_ID"):  # already one of its processes
+        return
+    if alone:
+        if endpoint is not None:
+            raise ConfigError(
+                f"--rdzv-endpoint {endpoint} is where several processes meet: also say how many, by "
+                "--nproc-per-node or --nnodes"
+            )
         return
     least, most = _nodes(nnodes)
     if endpoint is None and most > 1:
@@ -162,7 +169,7 @@ def run(work: Callable[[], int]) -> int:
                 sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the process ends)
             code = max(here.gather(_read(outcome)))
             if not code:  # else this is a new start of what a new start cannot help
-                if here.main and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+                if here.main and ranks.restarted():
                     typer.echo("a process had died: all are started again", err=True)
                 code = max(here.gather(work()))
             return _leave(outcome, code) if code else 0

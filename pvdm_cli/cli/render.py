@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.ranks import launched
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,8 @@ def reporter(quiet: bool = False) -> Reporter:
 
     Of several processes only the first has one.
     """
-    return SILENT if quiet or os.environ.get("RANK", "0") != "0" else Bar()
+    one_of_several = launched() and os.environ["RANK"] != "0"
+    return SILENT if quiet or one_of_several else Bar()
 
 
 class Bar:

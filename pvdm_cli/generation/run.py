@@ -22,7 +22,7 @@ from pvdm_cli.generation.starts import Start, find_start
 from pvdm_cli.generation.state import State
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.ranks import here
+from pvdm_cli.ranks import here, restarted
 from pvdm_cli.rollout import latents_at, rollout_positions
 from pvdm_cli.runtime import peak_memory, reset_peak_memory
 from pvdm_cli.stopwatch import Timer, untimed
@@ -65,7 +65,8 @@ def generate(
     run = _Run.of(model, out, request, origin, reporter)
     request = run.request
     items, ranks = request.items(), here()
-    ranks.first(partial(_prepare, out, items, request.overwrite))
+    overwrite = request.overwrite and not restarted()  # else all would go with each that dies
+    ranks.first(partial(_prepare, out, items, overwrite))
     jobs = run.jobs(items)
     ranks.barrier()  # all have seen the same folder
     reset_peak_memory(model.device)

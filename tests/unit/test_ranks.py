@@ -1,13 +1,16 @@
 """The processes of one run, as far as one process tells."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import typer
 
 from pvdm_cli import ranks
-from pvdm_cli.cli import launch
+from pvdm_cli.cli import launch, render
 from pvdm_cli.config import TrainingConfig
 from pvdm_cli.errors import ConfigError
+from pvdm_cli.progress import SILENT
 from pvdm_cli.ranks import PeerLostError, Ranks
 from pvdm_cli.training.players import Portion
 
@@ -106,3 +109,64 @@ def test_nothing_is_handed_over_unless_it_is_asked_for(monkeypatch: pytest.Monke
     with pytest.raises(typer.Exit) as left:
         launch.hand_over("2", "1", None, 3)
     assert left.value.exit_code == 143
+
+
+@pytest.fixture
+def outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a process of the launcher leaves its exit code; this one is not ended with it."""
+    path = tmp_path / "outcome"
+    monkeypatch.setenv(launch.OUTCOME, str(path))
+    monkeypatch.setattr(launch, "_end_with_the_launcher", lambda: None)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("code", "left", "exited"),
+    [(0, None, 0), (3, "3", 0), (143, None, 143)],
+    ids=["done", "some skipped", "stopped by a signal"],
+)
+def test_a_process_leaves_the_code_that_a_new_start_cannot_change(
+    outcome: Path, code: int, left: str | None, exited: int
+) -> None:
+    assert launch.run(lambda: code) == exited
+    assert (outcome.read_text() if outcome.exists() else None) == left
+
+
+def test_a_process_started_again_after_a_mistake_does_not_make_it_again(outcome: Path) -> None:
+    outcome.write_text("1")
+    worked = []
+    assert launch.run(lambda: len(worked.append(1) or worked)) == 0
+    assert not worked
+
+
+def test_a_mistake_is_one_line_and_is_left_to_the_launcher(
+    outcome: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mistaken() -> int:
+        raise ConfigError("no such key")
+
+    assert launch.run(mistaken) == 1
+    assert capsys.readouterr().err == "error: no such key\n"
+    assert outcome.read_text() == "1"
+
+
+def test_a_crash_is_shown_in_full_and_may_be_tried_again(
+    outcome: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.run(lambda: 1 // 0) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: Traceback (most recent call last):")
+    assert "ZeroDivisionError" in said
+    assert not outcome.exists()
+
+
+def test_a_place_to_meet_needs_somebody_to_meet() -> None:
+    with pytest.raises(ConfigError, match=r"--rdzv-endpoint a:1 is where .* --nproc-per-node or"):
+        launch.hand_over(None, "1", "a:1", 3)
+
+
+def test_a_number_left_in_the_shell_does_not_silence_a_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert render.reporter() is not SILENT
