@@ -101,6 +101,7 @@ def test_sampling_is_told_as_json_and_a_slower_sampler_is_caught(
     assert told["published"][-1]["frames128"] == {"seconds": 31.3, "gigabytes": 4.33}
 
 
+@pytest.mark.slow
 def test_training_is_measured_and_told_as_json(pvdm: Any, preset: str) -> None:
     words = ["--max-batch", "1", "--memory-limit", "2", "--repeats", "2", "--device", "cpu"]
     result = pvdm("bench", "train", preset, "training.grad_clip=1", *words, "--json")

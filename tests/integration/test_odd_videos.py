@@ -135,6 +135,7 @@ def test_mirrored_and_turned_videos_come_out_as_ffmpeg_shows_them(
         assert np.abs(frame.astype(int) - reference).max() <= 4
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_length(odd: Path) -> None:
     code = f"""
 import resource

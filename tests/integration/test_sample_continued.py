@@ -194,9 +194,10 @@ def wait_for(folder: Path, pattern: str, process: "subprocess.Popen[bytes]") -> 
     raise AssertionError(f"{pattern} did not come")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
 )
 def test_a_stopped_process_leaves_a_video_that_plays_and_goes_on(
     plain: Path, tmp_path: Path, sent: signal.Signals, code: int

@@ -34,7 +34,7 @@ WEIGHTS = {"autoencoder": "autoencoder.safetensors", "diffusion": "denoiser.safe
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_the_loss_falls_with_weights_in_full_precision(
     place: Place, tmp_path: Path, stage: str, precision: str
 ) -> None:
