@@ -158,6 +158,7 @@ def test_several_decoding_threads_give_the_same_clips(skies: list[Source]) -> No
     assert sorted(e.video for e in found if isinstance(e, Ended)) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_every_odd_file_is_encoded_or_named_with_its_reason(
     model_folder: Path, shared: Path, tmp_path: Path
 ) -> None:

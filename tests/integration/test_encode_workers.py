@@ -96,6 +96,7 @@ def test_a_killed_decoder_is_noticed_and_its_video_tried_again(
     assert same(ours, [event for event, _ in Here(IDENTITY).decode(job)])
 
 
+@pytest.mark.slow
 def test_a_video_that_kills_its_decoder_twice_is_skipped_with_the_reason(
     skies: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def frames(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
         return file["frames"]
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_draws_the_videos_of_one(
     model: Path, tmp_path: Path, size: int
 ) -> None:

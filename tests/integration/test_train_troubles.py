@@ -154,6 +154,7 @@ def test_a_disk_without_inodes_is_said_and_a_run_that_ends_on_it_fails_in_one_se
 # A folder that is removed --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_folder_removed_while_training_is_made_anew(place: Place, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     run = Run(place, tmp_path / "runs" / "run", stage="diffusion")
