@@ -98,6 +98,19 @@ def test_quality_costs_bytes(tmp_path: Path) -> None:
         assert sizes == sorted(set(sizes))
 
 
+def test_equal_frames_are_equal_files_whatever_the_memory_held_before(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (5, 64, 64, 3), np.uint8)
+    files, dirt = set(), []
+    for number in range(100):
+        dirt.append(np.full(rng.integers(1, 20_000), number, np.uint8))
+        if len(dirt) > 50:
+            del dirt[rng.integers(50)]
+        write_video(tmp_path / "a.mp4", frames, fps=7)
+        files.add((tmp_path / "a.mp4").read_bytes())
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize(("fps", "shown"), [(10, 10), (30, 30), (25, 25), (100, 50)])
 def test_gif_keeps_the_mean_rate_up_to_fifty(tmp_path: Path, fps: int, shown: int) -> None:
     frames = smooth(30, 16, 24)
