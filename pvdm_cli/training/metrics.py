@@ -112,6 +112,9 @@ class Metrics:
         if self.cost is not None:
             operations, most = self.cost
             done = rate * self.clips_per_step * operations
+            # More than the device's rate: that was measured while others used the device.
+            most = max(most, done)
+            self.cost = operations, most
             speed |= {"tflops": _rounded(done / 1e12), "flop_utilisation": _rounded(done / most)}
         self._write(step, {**means, **more, **speed})
         self.waited = 0.0

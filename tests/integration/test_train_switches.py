@@ -104,7 +104,7 @@ def test_every_line_tells_how_well_the_device_is_used(
     lines = map(json.loads, (whole(stage) / "metrics.jsonl").read_text().splitlines())
     for line in (each for each in lines if "loss" in each):
         assert line["tflops"] * 1e12 == pytest.approx(cost * line["clips_per_second"], rel=1e-2)
-        assert 0 < line["flop_utilisation"] < 1
+        assert 0 < line["flop_utilisation"] <= 1
 
 
 def test_shares_tell_which_term_counts(place: Place, tmp_path: Path) -> None:

@@ -129,3 +129,14 @@ def test_a_tally_is_a_mean_over_the_samples_that_are_meant(tmp_path: Path) -> No
         terms = {f"loss_t{q}": tally(torch.tensor(losses), torch.tensor(t) == q) for q in range(4)}
         metrics.add(terms)
     assert metrics.log(2) == pytest.approx({"loss_t0": 3.5, "loss_t1": 14 / 3, "loss_t2": 9})
+
+
+def test_no_network_is_said_to_do_more_than_the_device(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "m", since=0, cost=(1e9, 1.0))
+    for step in (1, 2):
+        add(metrics, 1)
+        metrics.log(step)
+    first, second = lines(tmp_path / "m")
+    assert first["flop_utilisation"] == 1
+    assert first["tflops"] > 0
+    assert 0 < second["flop_utilisation"] <= 1
