@@ -1,5 +1,6 @@
 """How clips of long videos change: what `pvdm sample --drift` writes, drawn as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,27 +44,36 @@ def column(rows: list[dict[str, Any]], key: str) -> Series:
 
 def drift_picture(rows: list[dict[str, Any]]) -> str:
     """Draw rows as an SVG that stands by itself."""
+    charts = [
+        (
+            panel.title,
+            [
+                Curve(name, series, number)
+                for number, (key, name) in enumerate(panel.curves.items())
+                if (series := column(rows, key))
+            ],
+        )
+        for panel in PANELS
+    ]
+    return picture([(title, curves) for title, curves in charts if curves])
+
+
+def picture(charts: Sequence[tuple[str, Sequence[Curve]]]) -> str:
+    """Draw charts, each with its title, as one SVG that stands by itself."""
     cards: list[Markup] = []
-    for place, panel in enumerate(PANELS):
-        curves = [
-            Curve(name, series, number)
-            for number, (key, name) in enumerate(panel.curves.items())
-            if (series := column(rows, key))
-        ]
-        if not curves:
-            continue
+    for place, (title, curves) in enumerate(charts):
         left = GAP + place % COLUMNS * (WIDTH + GAP)
         top = GAP + place // COLUMNS * (HEIGHT + CAPTION + GAP)
         legend = [
             tag("tspan", f"{curve.label}", dx=10, class_=curve.tone, fill="currentColor")
             for curve in curves[: len(curves) if len(curves) > 1 else 0]
         ]
-        caption = tag("text", panel.title, legend, x=left, y=top + 12, style="text-anchor: start")
-        chart = draw(curves, Look(panel.title, along=ALONG, smooth=False), f"drift-{place}")
+        caption = tag("text", title, legend, x=left, y=top + 12, style="text-anchor: start")
+        chart = draw(curves, Look(title, along=ALONG, smooth=False), f"drift-{place}")
         box = {"x": left, "y": top + CAPTION, "width": WIDTH, "height": HEIGHT}
         cards += [caption, tag("svg", chart, **box)]
     width = GAP + COLUMNS * (WIDTH + GAP)
-    height = GAP + -(-len(PANELS) // COLUMNS) * (HEIGHT + CAPTION + GAP)
+    height = GAP + -(-len(charts) // COLUMNS) * (HEIGHT + CAPTION + GAP)
     return tag(
         "svg",
         tag("style", Markup(STYLE.read_text(encoding="utf-8"))),
