@@ -382,7 +382,7 @@ def eval_model(
         model: What to draw from.
         out: Where drawn videos and `metric-*.jsonl` go; what is there already is not drawn again.
         steps: Of sampling.
-        class_name: Of all videos; by default the seed draws one for each, each as likely.
+        class_name: Of all videos; by default each class in turn.
         class_guidance: Weight of guidance on the class.
         length: Frames of a drawn video.
         num: Videos drawn, and most clips of either side.

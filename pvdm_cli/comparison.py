@@ -1,12 +1,13 @@
 """A model beside the published table: its videos drawn, scored, and set below the paper's rows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from pvdm_cli.classes import EACH, NO_CLASS, in_turn
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
 from pvdm_cli.evaluation.protocol import FvdRequest
@@ -73,7 +74,8 @@ def compare(
         origin: How it was named on the command line.
         real: The real videos.
         out: Folder of the drawn ones; `metric-*.jsonl` in it gets a line for each score.
-        drawing: How they are drawn, as .npz.
+        drawing: How they are drawn, as .npz; where it says no class, each in turn, so that chance
+            has no part in how often there is each.
         scoring: How they are scored; its frames and stride are those of each window in turn.
         dataset: Whose published rows to show; by default guessed from the name of `real`.
         reporter: Told of each step and clip.
@@ -89,17 +91,37 @@ def compare(
         request.check()
     fps = drawing.fps or model.fps or FPS
     drawing = replace(drawing, format="npz", fps=fps)
+    if drawing.class_name is None and in_turn(model.config.classes, EACH):
+        drawing = replace(drawing, class_name=EACH)
+    told = list(_told_classes(model, drawing))
     generate(model, out, drawing, origin=origin, reporter=reporter)
     here().barrier()  # all videos are there
     columns = {}
     for request in requests:
         result = measure_fvd(real, out, request, model.device, reporter)
+        result = replace(result, differs=[*result.differs, *told])
         columns[window_name(request)] = result
         if here().main:
             append(out, f"fvd{request.num}_{window_name(request)}", result, origin, drawing)
     dataset = dataset or guess(real)
     rows = [(row.method, row.of(dataset)) for row in TABLE_1] if dataset else []
     return Comparison(origin[0], str(drawing.sampling.steps), out, dataset, columns, rows)
+
+
+def _told_classes(model: Model, drawing: SampleRequest) -> Iterator[str]:
+    """Say what of a score is due to classes, which no model of table 1 is told."""
+    classes, word = model.config.classes, drawing.class_name
+    if not classes or word == NO_CLASS:
+        return
+    if not in_turn(classes, word):
+        yield f"fake videos of class {word or 'by lot'}; published models know no classes"
+        return
+    yield (
+        f"{len(classes)} classes in turn, whatever their share of the real videos; published models "
+        "know no classes (--class none draws without)"
+    )
+    if drawing.num < len(classes):
+        yield f"only {drawing.num} of {len(classes)} classes were drawn"
 
 
 def guess(real: Path) -> Dataset | None:

@@ -124,7 +124,7 @@ def fvd(
         typer.Option(
             "--class",
             metavar="NAME",
-            help="With --model: class of all videos, as of `pvdm sample`; else by lot.",
+            help="With --model: class of all videos, as of `pvdm sample`; else each in turn.",
         ),
     ] = None,
     class_guidance: Annotated[

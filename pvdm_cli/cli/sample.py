@@ -109,8 +109,8 @@ def sample(
         typer.Option(
             "--class",
             metavar="NAME",
-            help="Class of the videos, by name or number, or 'none', for models that know "
-            "classes; by default the seed draws one for each video.",
+            help="Class of the videos, by name or number, 'each' in turn, or 'none', for models "
+            "that know classes; by default the seed draws one for each video.",
         ),
     ] = None,
     class_guidance: Annotated[

@@ -256,7 +256,15 @@ def test_a_model_with_classes_draws_those_that_are_asked_for(pvdm: Any, tmp_path
         return sorted(each["class"] for each in told)
 
     assert drawn("one", "--class", "run", "--class-guidance", 1) == ["run"] * 4
-    assert set(drawn("all")) == {"bow", "run", "walk"}
+    assert drawn("all") == ["bow", "bow", "run", "walk"]
+    assert drawn("without", "--class", "none") == ["none"] * 4
+    reasons = {
+        name: json.loads((tmp_path / name / "metric-fvd4_16f.jsonl").read_text())["score"]["differs"]
+        for name in ("one", "all", "without")
+    }
+    assert any("class run; published models know no classes" in told for told in reasons["one"])
+    assert any("3 classes in turn, whatever their share" in told for told in reasons["all"])
+    assert not any("class" in told for told in reasons["without"])
     line = json.loads((tmp_path / "one" / "metric-fvd4_16f.jsonl").read_text())
     assert (line["sampling"]["class"], line["sampling"]["class_guidance"]) == ("run", 1)
     refused = pvdm(*words, "--out", tmp_path / "no", "--class", "hop")
