@@ -240,6 +240,7 @@ def sample(
         pvdm sample runs/sky --num 2048 --format npz --out drawn --nproc-per-node gpu
         pvdm sample runs/sky --drift --num 4 --out runs/sky/drift
         pvdm sample runs/sky --checkpoint 20000 --sampler ddpm --steps 1000 --format npz
+        pvdm sample ae.pth+unet.pth --fps 25
     """
     launch.hand_over(nproc_per_node, nnodes, rdzv_endpoint, max_restarts)
     from pvdm_cli import api

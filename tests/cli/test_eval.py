@@ -259,7 +259,9 @@ def test_a_model_with_classes_draws_those_that_are_asked_for(pvdm: Any, tmp_path
     assert drawn("all") == ["bow", "bow", "run", "walk"]
     assert drawn("without", "--class", "none") == ["none"] * 4
     reasons = {
-        name: json.loads((tmp_path / name / "metric-fvd4_16f.jsonl").read_text())["score"]["differs"]
+        name: json.loads((tmp_path / name / "metric-fvd4_16f.jsonl").read_text())["score"][
+            "differs"
+        ]
         for name in ("one", "all", "without")
     }
     assert any("class run; published models know no classes" in told for told in reasons["one"])
