@@ -19,6 +19,7 @@ from pvdm_cli.cli.options import (
     QuietOpt,
     SeedOpt,
 )
+from pvdm_cli.cli.signals import stoppable
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import is_run
 
@@ -215,7 +216,7 @@ def fvd(
         "reporter": reporter,
     }
     if model is not None:
-        table = api.eval_model(
+        table = stoppable(api.eval_model, reporter.say)(
             real,
             model,
             out,
