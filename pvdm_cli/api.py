@@ -16,7 +16,7 @@ from pvdm_cli.benchmark.figure import Bench
 from pvdm_cli.benchmark.io import bench_io
 from pvdm_cli.benchmark.sample import bench_sample
 from pvdm_cli.benchmark.train import bench_train, fitting_batch
-from pvdm_cli.comparison import Comparison, compare
+from pvdm_cli.comparison import Comparison, compare, draw_for_inception
 from pvdm_cli.config import AS_STORED, Policy, Selection, load_config
 from pvdm_cli.conversion import Conversion, export_published
 from pvdm_cli.conversion import import_published as convert
@@ -33,7 +33,7 @@ from pvdm_cli.encoding import EncodeResult, encode_videos, identity_of
 from pvdm_cli.environment import environment
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
-from pvdm_cli.evaluation.inception import InceptionResult, measure_inception
+from pvdm_cli.evaluation.inception import PER_RUN, SPLITS, InceptionResult, measure_inception
 from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.reconstruction import (
     ReconstructionResult,
@@ -101,6 +101,7 @@ __all__ = [
     "environment",
     "eval_fvd",
     "eval_inception",
+    "eval_inception_model",
     "eval_model",
     "eval_reconstruction",
     "export_published",
@@ -382,7 +383,7 @@ def eval_model(
         model: What to draw from.
         out: Where drawn videos and `metric-*.jsonl` go; what is there already is not drawn again.
         steps: Of sampling.
-        class_name: Of all videos; by default the seed draws one for each, each as likely.
+        class_name: Of all videos; by default each class in turn.
         class_guidance: Weight of guidance on the class.
         length: Frames of a drawn video.
         num: Videos drawn, and most clips of either side.
@@ -394,6 +395,26 @@ def eval_model(
         reporter: Told of progress.
         scoring: What else `evaluation.protocol.FvdRequest` takes.
     """
+    drawing = _drawing(steps, class_name, class_guidance, length, num, batch_size, seed)
+    request = FvdRequest(num=num, seed=seed, **scoring)
+    request.check()
+    origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
+    found = load_model(model, device, checkpoint, reporter=reporter)
+    return compare(
+        found, origin, Path(real), Path(out), drawing, request, dataset=dataset, reporter=reporter
+    )
+
+
+def _drawing(
+    steps: str,
+    class_name: str | int | None,
+    class_guidance: float,
+    length: int,
+    num: int,
+    batch_size: int,
+    seed: int,
+) -> SampleRequest:
+    """What to draw for a score."""
     drawing = SampleRequest(
         frames=length,
         num=num,
@@ -404,13 +425,36 @@ def eval_model(
         format="npz",
     )
     drawing.check()
-    request = FvdRequest(num=num, seed=seed, **scoring)
-    request.check()
+    return drawing
+
+
+def eval_inception_model(
+    model: str | Path,
+    out: Path,
+    *,
+    convention: Literal["tgan2", "stylegan-v"] = "stylegan-v",
+    steps: str = "400/400",
+    class_name: str | int | None = None,
+    class_guidance: float = 0.0,
+    length: int = 128,
+    num: int | None = None,
+    batch_size: int = 4,
+    checkpoint: Checkpoint | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    reporter: Reporter = SILENT,
+) -> InceptionResult:
+    """Draw videos from a model and take their inception score; arguments as of `eval_model`.
+
+    `num` is by default that of the convention: 2,048 videos, or ten times as many.
+    """
+    runs = SPLITS if convention == "tgan2" else 1
+    drawing = _drawing(
+        steps, class_name, class_guidance, length, num or runs * PER_RUN, batch_size, seed
+    )
     origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
     found = load_model(model, device, checkpoint, reporter=reporter)
-    return compare(
-        found, origin, Path(real), Path(out), drawing, request, dataset=dataset, reporter=reporter
-    )
+    return draw_for_inception(found, origin, Path(out), drawing, convention, reporter=reporter)
 
 
 def eval_inception(

@@ -1,4 +1,4 @@
-"""Which class a video is drawn of: one that is named, one by lot, or none."""
+"""Which class a video is drawn of: one that is named, one by lot, each in turn, or none."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import numpy as np
 from pvdm_cli.errors import PvdmError, did_you_mean
 
 NO_CLASS = "none"  # the word for --class that asks for the null class
+EACH = "each"  # the word for --class that asks for all classes in turn
 LOT = 0xC1A  # a third word keys the class of a video apart from its noise
 SHOWN = 12  # names told in a message
 
@@ -43,3 +44,8 @@ def find_class(classes: Sequence[str], word: str, model: str) -> int:
 def draw_class(num_classes: int, seed: int, video: int) -> int:
     """Draw the label of a video, each class as likely as the others, by (seed, video) alone."""
     return int(np.random.default_rng((seed, video, LOT)).integers(num_classes))
+
+
+def in_turn(classes: Sequence[str], word: str | None) -> bool:
+    """Whether --class asks for all classes in turn; a class of that name comes first."""
+    return word == EACH and bool(classes) and EACH not in classes

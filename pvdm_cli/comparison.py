@@ -1,14 +1,17 @@
 """A model beside the published table: its videos drawn, scored, and set below the paper's rows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from pvdm_cli import weights
+from pvdm_cli.classes import EACH, NO_CLASS, in_turn
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
+from pvdm_cli.evaluation.inception import Convention, InceptionResult, measure_inception
 from pvdm_cli.evaluation.protocol import FvdRequest
 from pvdm_cli.evaluation.published import TABLE_1, Dataset
 from pvdm_cli.files import make_folder
@@ -73,7 +76,8 @@ def compare(
         origin: How it was named on the command line.
         real: The real videos.
         out: Folder of the drawn ones; `metric-*.jsonl` in it gets a line for each score.
-        drawing: How they are drawn, as .npz.
+        drawing: How they are drawn, as .npz; where it says no class, each in turn, so that chance
+            has no part in how often there is each.
         scoring: How they are scored; its frames and stride are those of each window in turn.
         dataset: Whose published rows to show; by default guessed from the name of `real`.
         reporter: Told of each step and clip.
@@ -87,19 +91,73 @@ def compare(
     requests = [replace(scoring, frames=frames, frame_stride=step) for frames, step in windows]
     for request in requests:
         request.check()
-    fps = drawing.fps or model.fps or FPS
-    drawing = replace(drawing, format="npz", fps=fps)
-    generate(model, out, drawing, origin=origin, reporter=reporter)
-    here().barrier()  # all videos are there
+    drawing, told = _draw(model, origin, out, drawing, reporter)
     columns = {}
     for request in requests:
         result = measure_fvd(real, out, request, model.device, reporter)
+        result = replace(result, differs=[*result.differs, *told])
         columns[window_name(request)] = result
         if here().main:
-            append(out, f"fvd{request.num}_{window_name(request)}", result, origin, drawing)
+            name = f"fvd{request.num}_{window_name(request)}"
+            append(out, name, {name: result.fvd}, result, origin, drawing)
     dataset = dataset or guess(real)
     rows = [(row.method, row.of(dataset)) for row in TABLE_1] if dataset else []
     return Comparison(origin[0], str(drawing.sampling.steps), out, dataset, columns, rows)
+
+
+def draw_for_inception(
+    model: Model,
+    origin: Sequence[str],
+    out: Path,
+    drawing: SampleRequest,
+    convention: Convention,
+    *,
+    reporter: Reporter = SILENT,
+) -> InceptionResult:
+    """Draw videos, or what is missing of them, and take their inception score; as `compare`.
+
+    Raises:
+        PvdmError: If videos are too short or too few, or something needed is missing.
+    """
+    weights.require_c3d()  # before hours of drawing
+    drawing, told = _draw(model, origin, out, drawing, reporter)
+    result = measure_inception(
+        out, model.device, convention=convention, num=drawing.num, reporter=reporter
+    )
+    result = replace(result, differs=[*result.differs, *told])
+    if here().main:
+        name = f"isv{drawing.num}_ucf"
+        scores = {f"{name}_mean": result.mean, f"{name}_std": result.std}
+        append(out, name, scores, result, origin, drawing)
+    return result
+
+
+def _draw(
+    model: Model, origin: Sequence[str], out: Path, drawing: SampleRequest, reporter: Reporter
+) -> tuple[SampleRequest, list[str]]:
+    """Draw the videos to score; return how, and what of a score is due to classes."""
+    drawing = replace(drawing, format="npz", fps=drawing.fps or model.fps or FPS)
+    if drawing.class_name is None and in_turn(model.config.classes, EACH):
+        drawing = replace(drawing, class_name=EACH)
+    generate(model, out, drawing, origin=origin, reporter=reporter)
+    here().barrier()  # all videos are there
+    return drawing, list(_told_classes(model, drawing))
+
+
+def _told_classes(model: Model, drawing: SampleRequest) -> Iterator[str]:
+    """Say what of a score is due to classes, which no published model is told."""
+    classes, word = model.config.classes, drawing.class_name
+    if not classes or word == NO_CLASS:
+        return
+    if not in_turn(classes, word):
+        yield f"fake videos of class {word or 'by lot'}; published models know no classes"
+        return
+    yield (
+        f"{len(classes)} classes in turn, whatever their share of the real videos; published models "
+        "know no classes (--class none draws without)"
+    )
+    if drawing.num < len(classes):
+        yield f"only {drawing.num} of {len(classes)} classes were drawn"
 
 
 def guess(real: Path) -> Dataset | None:
@@ -111,7 +169,12 @@ def guess(real: Path) -> Dataset | None:
 
 
 def append(
-    out: Path, name: str, result: FvdResult, origin: Sequence[str], drawing: SampleRequest
+    out: Path,
+    name: str,
+    results: Mapping[str, float],
+    score: FvdResult | InceptionResult,
+    origin: Sequence[str],
+    drawing: SampleRequest,
 ) -> None:
     """Add a line to `metric-NAME.jsonl`.
 
@@ -120,7 +183,7 @@ def append(
     """
     line = {
         "metric": name,
-        "results": {name: result.fvd},
+        "results": dict(results),
         "model": list(origin),
         "sampling": {
             "frames": drawing.frames,
@@ -132,7 +195,7 @@ def append(
             "class_guidance": drawing.sampling.class_guidance,
             "seed": drawing.seed,
         },
-        "score": asdict(result),
+        "score": asdict(score),
         "version": version("pvdm"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }

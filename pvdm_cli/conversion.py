@@ -23,13 +23,8 @@ from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.published.files import read_state, write_state
-from pvdm_cli.published.names import build, from_published, to_published
+from pvdm_cli.published.names import NETWORKS, build, from_published, to_published
 from pvdm_cli.published.sizes import Weights, infer
-
-NETWORKS: dict[str, type[Autoencoder] | type[Denoiser]] = {
-    "autoencoder": Autoencoder,
-    "denoiser": Denoiser,
-}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a path is: a model, a run, a cache, a preset, a video or a folder of them.
 
-Reads only descriptions (JSON, YAML, the headers of weight files), never weights; loads no torch.
+Reads only descriptions (JSON, YAML, the headers of weight files) and loads no torch, but for weights
+of the original implementation, which have no description.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from pvdm_cli import hub
 from pvdm_cli.config import ModelConfig, RunConfig, load_config, parse_config
 from pvdm_cli.errors import DataError, ModelError, PvdmError, did_you_mean
+from pvdm_cli.published.paths import published_files
 from pvdm_cli.shipped import PACKAGE, preset_names
 
 Facts = dict[str, Any]
@@ -34,7 +36,8 @@ def describe(path_or_name: str | Path) -> Description:
     """
     name = str(path_or_name)
     path = Path(path_or_name)
-    if not path.exists():
+    published = [] if path.is_dir() else published_files(name)
+    if not path.exists() and not published:
         if name == "demo":
             path = PACKAGE / "demo_model"
         elif name.startswith("hf:") and (on_hub := hub.parse(name)):
@@ -45,6 +48,8 @@ def describe(path_or_name: str | Path) -> Description:
             raise PvdmError(
                 f"{name}: no such file or folder, nor a preset{did_you_mean(name, preset_names())}"
             )
+    if published:
+        return Description("published weights", name, _published(published))
     if path.is_dir():
         kind, facts = _folder(path)
     elif path.suffix in {".yaml", ".yml"}:
@@ -74,7 +79,24 @@ def _folder(path: Path) -> tuple[str, Facts]:
     for marker, (kind, read) in readers.items():
         if (path / marker).exists():
             return kind, read(path)
+    if files := published_files(path):
+        return "published weights", _published(files)
     return _videos(path)
+
+
+def _published(files: list[Path]) -> Facts:
+    """Facts of weights of the original implementation, which are read for it: torch is loaded."""
+    from pvdm_cli.published.pair import read_pair
+
+    pair = read_pair(files)
+    networks = {
+        kind: {
+            "parameters": sum(value.numel() for value in weights.values()),
+            "file": pair.files[kind].name,
+        }
+        for kind, weights in pair.weights.items()
+    }
+    return {**_size_facts(pair.config), "networks": networks, "preset": pair.preset}
 
 
 def _model(path: Path) -> Facts:

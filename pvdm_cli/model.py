@@ -26,6 +26,8 @@ from pvdm_cli.files import atomic_folder, sha256, write_json
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.published.pair import CONVERT, Pair, read_pair
+from pvdm_cli.published.paths import published_files
 from pvdm_cli.runtime import resolve_device
 from pvdm_cli.shipped import preset_names
 
@@ -165,7 +167,8 @@ def load_model(
 
     Args:
         path_or_name: A model folder, a run folder, `demo` (shipped) or `owner/name[@revision]` on
-            the Hugging Face hub; see `resolve_model`.
+            the Hugging Face hub, see `resolve_model`; or published weights, AE.pth+UNET.pth or a
+            folder of them, see `published.pair`.
         device: cpu | cuda | mps | auto.
         checkpoint: Step of a run folder, or "best"; the latest otherwise.
         reporter: Told what is downloaded.
@@ -174,6 +177,8 @@ def load_model(
         ModelError: If it is missing, truncated, changed since it was written, or misfits.
     """
     target = resolve_device(device)
+    if checkpoint is None and (published := published_weights(path_or_name)):
+        return _published_model(str(path_or_name), published, target, reporter)
     folder = resolve_model(path_or_name, checkpoint, reporter)
     remedy = _remedy(folder)
     card = read_card(folder, remedy)
@@ -195,6 +200,46 @@ def load_model(
         fps=card.get("fps"),
         provenance=card.get("provenance", {}),
     )
+
+
+def published_weights(path_or_name: str | Path) -> list[Path]:
+    """List the published files that a path names; none if it is a model of our own, or no path."""
+    path = Path(path_or_name)
+    ours = (path / "model.json").is_file() or _is_run(path)
+    return [] if ours else published_files(path_or_name)
+
+
+def _published_model(
+    name: str, paths: list[Path], device: torch.device, reporter: Reporter
+) -> Model:
+    """Load published weights as they are."""
+    pair = read_pair(paths)
+    reporter.say(
+        f"{name}: published weights; what they do not tell is that of {pair.preset}, the same in "
+        "every preset that fits"
+    )
+    autoencoder = _published_network(Autoencoder, "autoencoder", pair).to(device)
+    denoiser = None
+    if "denoiser" in pair.weights:
+        denoiser = _published_network(Denoiser, "denoiser", pair).to(device)
+    provenance = {
+        "published": {kind: path.name for kind, path in pair.files.items()},
+        "preset": pair.preset,
+    }
+    return Model(pair.config, autoencoder, denoiser, provenance=provenance)
+
+
+def _published_network(kind: type[NetworkT], name: str, pair: Pair) -> NetworkT:
+    """Build one of two published networks; ready to use."""
+    with torch.device("meta"):
+        network = kind(pair.config)
+    assign_weights(network, pair.weights[name], where=str(pair.files[name]))
+    return network.requires_grad_(False).eval()
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a path is a run folder."""
+    return (path / "latest").is_file() or (path / "checkpoints").is_dir()
 
 
 def _remedy(folder: Path) -> str:
@@ -341,7 +386,7 @@ def resolve_model(
     """
     name = str(path_or_name)
     path = Path(path_or_name)
-    is_run = (path / "latest").is_file() or (path / "checkpoints").is_dir()
+    is_run = _is_run(path)
     on_hub = _hub_name(path_or_name)
     if checkpoint is not None and not is_run and (path.exists() or name == "demo" or on_hub):
         raise ModelError(
@@ -366,14 +411,13 @@ def resolve_model(
             raise ModelError(
                 f"{name}: no such folder here, and as a name of the hub {error}"
             ) from error
-    if not path.exists():
+    if not path.exists() and not published_files(path):
         raise ModelError(
             f"{path}: no such folder (a model folder, a run folder, `demo` or hf:owner/name)"
         )
-    if path.suffix == ".pth" or next(path.glob("*.pth"), None):
+    if published_files(path):
         raise ModelError(
-            f"{path}: weights of the original implementation; make a model folder of them by "
-            "`pvdm convert --autoencoder AE.pth --denoiser UNET.pth --preset PRESET --out MODEL`"
+            f"{path}: weights of the original implementation; make a model folder of them by {CONVERT}"
         )
     raise ModelError(f"{path}: neither a model folder (model.json) nor a run folder (checkpoints/)")
 

@@ -96,9 +96,9 @@ def publish(
         raise PvdmError(f"{repo!r}: a model on the hub is called owner/name")
     if out is not None and out.exists():
         raise PvdmError(f"{out} exists; choose another --out")
+    folder = resolve_model(model, checkpoint, reporter)
     if not dry_run:
         _require_token(name)
-    folder = resolve_model(model, checkpoint, reporter)
     with _workplace(out) as place:
         _collect(folder, place, linked=out is None)
         shown = _show(folder, repo, place, samples, draw, device, reporter)

@@ -9,6 +9,7 @@ import pytest
 SHARED = Path(__file__).parents[2] / "shared"
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `pvdm` itself; before torch is loaded
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pvdm_cli.config import ModelConfig
-from pvdm_cli.published.names import buffers, build, entries
+from pvdm_cli.published.names import NETWORKS, buffers, build, entries
 from pvdm_cli.published.sizes import Weights
 
 SALT = "pvdm-public"
@@ -44,8 +44,6 @@ def seeded_state(shapes: Mapping[str, tuple[int, ...]], kind: str) -> dict[str, 
 
 def published_state(kind: str, config: ModelConfig) -> dict[str, Tensor]:
     """Draw the published state dict of a network of any size, buffers included."""
-    from pvdm_cli.conversion import NETWORKS
-
     network = build(NETWORKS[kind], config)
     shapes = {entry.published: entry.shape for entry in entries(network)}
     return {**seeded_state(shapes, kind), **buffers(network, config)}

@@ -6,6 +6,7 @@ part of its docstring from "Examples:" on becomes the epilog of its --help.
 
 import inspect
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -171,6 +172,10 @@ def main() -> None:
     # GNU OpenMP spins at barriers for long; where cores are shared that made a training step on
     # 2 cores 6 to 7 times slower (9.0 s against 1.3 s). Must be set before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # OpenBLAS spins without end: numpy's eigh of 400 x 400 took 9 to 24 s on such a machine, 0.2 s on
+    # one thread, which is enough for it. Elsewhere than on x86 torch may use OpenBLAS too.
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = launch.run(_run) if launched() else _run()

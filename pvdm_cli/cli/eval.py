@@ -9,6 +9,15 @@ import typer
 
 from pvdm_cli.cli import eval_tables, launch, render
 from pvdm_cli.cli.dataset_options import SOME_SKIPPED
+from pvdm_cli.cli.drawing_options import (
+    SCORED,
+    AtOnceOpt,
+    ClassGuidanceOpt,
+    ClassOpt,
+    LengthOpt,
+    ScoredOpt,
+    StepsOpt,
+)
 from pvdm_cli.cli.launch import NnodesOpt, NprocOpt, RdzvOpt, RestartsOpt
 from pvdm_cli.cli.options import (
     CheckpointOpt,
@@ -18,7 +27,10 @@ from pvdm_cli.cli.options import (
     MarkdownOpt,
     ModelArg,
     QuietOpt,
+    SeedOpt,
 )
+from pvdm_cli.cli.signals import stoppable
+from pvdm_cli.errors import PvdmError
 
 
 class Split(StrEnum):
@@ -37,13 +49,24 @@ class Convention(StrEnum):
 
 
 def is_(
-    fake: Annotated[Path, typer.Option(metavar="DIR", help="The generated videos.")],
+    fake: Annotated[Path | None, typer.Option(metavar="DIR", help="The generated videos.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Draw them from this model.")
+    ] = None,
     convention: Annotated[
         Convention, typer.Option(help="Ten splits of 2,048 clips, or ten runs of as many.")
     ] = Convention.stylegan_v,
     num: Annotated[
         int | None, typer.Option(min=10, help="Most clips; else those of the convention.")
     ] = None,
+    steps: StepsOpt = "400/400",
+    class_name: ClassOpt = None,
+    class_guidance: ClassGuidanceOpt = 0.0,
+    length: LengthOpt = 128,
+    out: ScoredOpt = SCORED,
+    batch_size: AtOnceOpt = 4,
+    checkpoint: CheckpointOpt = None,
+    seed: SeedOpt = 0,
     device: DeviceOpt = "auto",
     nproc_per_node: NprocOpt = None,
     nnodes: NnodesOpt = "1",
@@ -59,18 +82,44 @@ def is_(
     Needs conv3d_deepnetA_ucf.npz and mean2.npz from the release v1.0 of github.com/rezoo/tgan2, in
     ~/.cache/pvdm. Scores of the two conventions are not comparable with each other.
 
+    With --model it draws the videos itself, or takes those that `pvdm eval fvd --model` has drawn with
+    the same --out; the same command again goes on where it stopped.
+
     Examples:
         pvdm eval is --fake samples
+        pvdm eval is --model runs/ucf101 --steps 400/400 --out scored --markdown
         pvdm eval is --fake samples --convention tgan2 --json
         pvdm eval is --fake samples --nproc-per-node 2
     """
+    if (fake is None) == (model is None):
+        raise PvdmError("give the generated videos by --fake, or by --model what is to draw them")
+    if model is None and (checkpoint is not None or class_name or class_guidance):
+        raise PvdmError("--checkpoint, --class and --class-guidance go with --model")
     launch.hand_over(nproc_per_node, nnodes, rdzv_endpoint, max_restarts)
     from pvdm_cli import api  # torch loads here, not for --help
 
     reporter = render.reporter(quiet)
-    result = api.eval_inception(
-        fake, convention=convention.value, num=num, device=device, reporter=reporter
-    )
+    if model is not None:
+        result = stoppable(api.eval_inception_model, reporter.say)(
+            model,
+            out,
+            convention=convention.value,
+            steps=steps,
+            class_name=class_name,
+            class_guidance=class_guidance,
+            length=length,
+            num=num,
+            batch_size=batch_size,
+            checkpoint=checkpoint,
+            seed=seed,
+            device=device,
+            reporter=reporter,
+        )
+    else:
+        assert fake is not None
+        result = api.eval_inception(
+            fake, convention=convention.value, num=num, device=device, reporter=reporter
+        )
     if as_json:
         render.print_json(asdict(result))
     else:

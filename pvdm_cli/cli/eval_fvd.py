@@ -9,6 +9,15 @@ import typer
 
 from pvdm_cli.cli import eval_tables, launch, render
 from pvdm_cli.cli.dataset_options import SOME_SKIPPED
+from pvdm_cli.cli.drawing_options import (
+    SCORED,
+    AtOnceOpt,
+    ClassGuidanceOpt,
+    ClassOpt,
+    LengthOpt,
+    ScoredOpt,
+    StepsOpt,
+)
 from pvdm_cli.cli.launch import NnodesOpt, NprocOpt, RdzvOpt, RestartsOpt
 from pvdm_cli.cli.options import (
     CheckpointOpt,
@@ -19,6 +28,7 @@ from pvdm_cli.cli.options import (
     QuietOpt,
     SeedOpt,
 )
+from pvdm_cli.cli.signals import stoppable
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import is_run
 
@@ -116,27 +126,12 @@ def fvd(
     save_features: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the features of both sides.")
     ] = None,
-    steps: Annotated[
-        str, typer.Option(metavar="N/M", help="With --model: steps, as of `pvdm sample`.")
-    ] = "400/400",
-    class_name: Annotated[
-        str | None,
-        typer.Option(
-            "--class",
-            metavar="NAME",
-            help="With --model: class of all videos, as of `pvdm sample`; else by lot.",
-        ),
-    ] = None,
-    class_guidance: Annotated[
-        float, typer.Option(min=0, help="With --model: weight of guidance on the class.")
-    ] = 0.0,
-    length: Annotated[
-        int, typer.Option(min=1, metavar="S", help="With --model: frames to draw of each video.")
-    ] = 128,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="With --model: where drawn videos and scores go.")
-    ] = Path("samples-scored"),
-    batch_size: Annotated[int, typer.Option(min=1, help="With --model: videos drawn at once.")] = 4,
+    steps: StepsOpt = "400/400",
+    class_name: ClassOpt = None,
+    class_guidance: ClassGuidanceOpt = 0.0,
+    length: LengthOpt = 128,
+    out: ScoredOpt = SCORED,
+    batch_size: AtOnceOpt = 4,
     checkpoint: CheckpointOpt = None,
     dataset: Annotated[
         Dataset | None,
@@ -215,7 +210,7 @@ def fvd(
         "reporter": reporter,
     }
     if model is not None:
-        table = api.eval_model(
+        table = stoppable(api.eval_model, reporter.say)(
             real,
             model,
             out,

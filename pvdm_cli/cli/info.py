@@ -30,7 +30,7 @@ def info(
         pvdm info sky/diffusion-l
         pvdm info clip.mp4
     """
-    from pvdm_cli.describe import describe  # reads descriptions only: torch is never loaded
+    from pvdm_cli.describe import describe  # loads torch for published weights only
 
     show(describe(path), as_json)
 

@@ -51,8 +51,8 @@ ModelArg = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model folder, a run folder, 'demo' (shipped), or owner/name@revision on the "
-        "Hugging Face hub.",
+        help="A model folder, a run folder, 'demo' (shipped), owner/name@revision on the Hugging "
+        "Face hub, or published weights, AE.pth+UNET.pth.",
     ),
 ]
 

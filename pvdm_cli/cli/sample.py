@@ -19,6 +19,7 @@ from pvdm_cli.cli.options import (
     QuietOpt,
     SeedOpt,
 )
+from pvdm_cli.cli.signals import stoppable
 from pvdm_cli.ranks import here
 
 
@@ -72,7 +73,7 @@ def sample(
     frames: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Frames of each video, 128 by default; more lengthen what is there."
+            min=1, help="Frames of each video, 128 by default; more continue what is there."
         ),
     ] = None,
     seconds: Annotated[
@@ -109,8 +110,8 @@ def sample(
         typer.Option(
             "--class",
             metavar="NAME",
-            help="Class of the videos, by name or number, or 'none', for models that know "
-            "classes; by default the seed draws one for each video.",
+            help="Class of the videos, by name or number, 'each' in turn, or 'none', for models "
+            "that know classes; by default the seed draws one for each video.",
         ),
     ] = None,
     class_guidance: Annotated[
@@ -225,12 +226,13 @@ def sample(
     """Draw long videos, clip by clip, each clip continuing the one before (Algorithm 1).
 
     Video i depends on the seed, i and the settings alone: the same command again makes what is
-    missing, a larger --num adds to it, more --frames lengthen it. Frames are written as soon as
-    their clip is ready; Ctrl-C leaves videos that play, and the same command goes on with them.
+    missing, a larger --num adds to it, more --frames continue its videos. Frames are written as soon
+    as their clip is ready; Ctrl-C leaves videos that play, and the same command goes on with them.
 
     Examples:
         pvdm sample --frames 128
         pvdm sample runs/sky --num 16 --grid gif --out skies
+        pvdm sample runs/sky --num 16 --frames 1000 --out skies
         pvdm sample runs/sky --steps 200/200 --batch-size 8 --device cuda
         pvdm sample runs/sky --sampler dpm++ --steps 20/10
         pvdm sample runs/ucf101 --class YoYo --class-guidance 2 --num 4
@@ -240,13 +242,15 @@ def sample(
         pvdm sample runs/sky --num 2048 --format npz --out drawn --nproc-per-node gpu
         pvdm sample runs/sky --drift --num 4 --out runs/sky/drift
         pvdm sample runs/sky --checkpoint 20000 --sampler ddpm --steps 1000 --format npz
+        pvdm sample ae.pth+unet.pth --fps 25
     """
     launch.hand_over(nproc_per_node, nnodes, rdzv_endpoint, max_restarts)
     from pvdm_cli import api
     from pvdm_cli.generation.request import parse_batch_size, parse_pair, parse_seeds
 
     reporter = render.reporter(quiet)
-    result = api.sample(
+    draw = stoppable(api.sample, reporter.say)
+    result = draw(
         model,
         out,
         frames=frames,

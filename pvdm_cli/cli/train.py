@@ -1,8 +1,6 @@
 """`pvdm train`: a stage, from a preset."""
 
-import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -24,9 +22,7 @@ from pvdm_cli.cli.options import (
     PresetArg,
     QuietOpt,
 )
-from pvdm_cli.ranks import launched
-
-ECHO = 5.0  # seconds in which a second signal is the first one, passed on
+from pvdm_cli.cli.signals import heeded
 
 DataOpt = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Videos, for the autoencoder stage.")
@@ -111,30 +107,13 @@ def train(
 
 @contextmanager
 def _catch_signals(say: Callable[[str], None]) -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM, so that the step ends and is saved; a second one acts at once.
-
-    A process of several may get one signal twice: from outside, and passed on by its launcher.
-    """
+    """Note SIGINT and SIGTERM, so that the step ends and is saved; a second one acts at once."""
     caught: list[int] = []
-    same = ECHO if launched() else 0.0
-    began = 0.0
 
     def remember(number: int, frame: object) -> None:
-        nonlocal began
-        if caught and time.monotonic() - began >= same:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        if caught:
-            return
         caught.append(number)
-        began = time.monotonic()
         with suppress(RuntimeError):  # it may have come in the middle of another line
             say("finishing this step and saving; once more quits at once")
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, remember) for number in signals]
-    try:
+    with heeded(remember):
         yield caught
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)

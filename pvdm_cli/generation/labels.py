@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pvdm_cli.classes import draw_class, find_class
+from pvdm_cli.classes import draw_class, find_class, in_turn
 from pvdm_cli.generation.request import Item, SampleRequest
 from pvdm_cli.model import Model
 
@@ -19,6 +19,9 @@ def labels_of(
         PvdmError: If the class asked for is not one of the model's.
     """
     classes = model.config.classes
+    if in_turn(classes, request.class_name):
+        turns = [item.number % len(classes) for item in items]
+        return torch.tensor(turns, device=model.device)
     if request.class_name is not None:
         label = find_class(classes, request.class_name, name)
         return torch.full((len(items),), label, device=model.device)

@@ -75,6 +75,8 @@ class Scribe:
         self._error: BaseException | None = None
         self._cut_short = False
         self._z0: Tensor | None = None
+        self.dropped = False  # what is in the files is of no use
+        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
         self._thread.start()
 
@@ -88,11 +90,18 @@ class Scribe:
 
         Args:
             cut_short: No more clips come although some were to: keep to what is settled.
+
+        Raises:
+            KeyboardInterrupt: If it comes while waiting: all is dropped. So is SystemExit.
         """
         self._cut_short = cut_short
-        with self._timer("waiting for the writer"):
-            self._put(None)
-            self._thread.join()
+        try:
+            with self._timer("waiting for the writer"):
+                self._put(None)
+                self._thread.join()
+        except (KeyboardInterrupt, SystemExit):
+            self._drop()
+            raise
         self._reraise()
 
     def abandon(self) -> None:
@@ -103,6 +112,13 @@ class Scribe:
         with suppress(Exception):  # there is a failure already
             self._put(None)
         self._thread.join()
+
+    def _drop(self) -> None:
+        """Write nothing from now on, so that the files can be closed while the thread still decodes."""
+        with self._writing:
+            self.dropped = True
+        with suppress(queue.Full):
+            self._waiting.put_nowait(None)
 
     def _put(self, item: Position | None) -> None:
         """Hand something over, unless the thread has failed."""
@@ -146,9 +162,12 @@ class Scribe:
             frames = pixels.to_uint8(x).cpu().numpy()
         with self._timer("writing"):
             for writer, piece in zip(self._writers, frames, strict=True):
-                if tail:
-                    writer.cut()
-                writer.write(piece)
+                with self._writing:
+                    if self.dropped:
+                        return
+                    if tail:
+                        writer.cut()
+                    writer.write(piece)
         if self._watch is not None and self._z0 is not None and not tail:
             self._watch(Clip(self.clips - 1, self._z0, frames))
 
@@ -157,7 +176,7 @@ class Scribe:
         if self._base is not None:
             self._z0 = self._base
             yield self._base
-        while (position := self._waiting.get()) is not None:
+        while (position := self._waiting.get()) is not None and not self.dropped:
             self._z0 = latents_at(self._model, position)
             self.last, self.clips = position, self.clips + 1
             yield self._z0
@@ -171,7 +190,8 @@ def run(
     """Draw clips and hand them over.
 
     Raises:
-        KeyboardInterrupt: After what was drawn is written; so is SystemExit.
+        KeyboardInterrupt: After what was drawn is written, or, if it comes again meanwhile, at once
+            (`Scribe.dropped`); so is SystemExit.
     """
     try:
         while True:

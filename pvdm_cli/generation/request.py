@@ -27,8 +27,9 @@ class SampleRequest:
         clips: The same in clips, instead.
         num: Videos; video i depends on (seed, i) and the settings alone, not on num.
         sampling: Steps, sampler, eta, guidance, strength.
-        class_name: Name or number of the class of all videos, or "none". None draws the class of
-            each by lot, by (seed, i), where the model knows classes.
+        class_name: Name or number of the class of all videos, "each" for all classes in turn (video
+            i has class i mod n), or "none". None draws the class of each by lot, by (seed, i), where
+            the model knows classes.
         seed: Seed of the run.
         seeds: Instead, a seed for each video: video 0 of each of these runs.
         between: Instead, two seeds: num videos from video 0 of one to video 0 of the other.

@@ -60,7 +60,8 @@ def generate(
     Raises:
         PvdmError: If the request is impossible, the folder holds videos made with other settings,
             nothing can be written there, or memory runs out.
-        KeyboardInterrupt: After what was drawn is in playable files; so is SystemExit.
+        KeyboardInterrupt: After what was drawn is in playable files, or at once if it comes twice;
+            so is SystemExit.
     """
     run = _Run.of(model, out, request, origin, reporter)
     request = run.request
@@ -321,7 +322,8 @@ class _Run:
             try:
                 pipeline.run(positions, scribe, self.timer)
             except (KeyboardInterrupt, SystemExit) as stop:
-                if scribe.last is None or self._new(stretch, writers[0].num_frames) <= 0:
+                nothing = scribe.last is None or self._new(stretch, writers[0].num_frames) <= 0
+                if nothing or scribe.dropped:
                     raise
                 interrupted = stop
         num_frames = writers[0].num_frames

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pvdm_cli.classes import NO_CLASS, find_class
+from pvdm_cli.classes import NO_CLASS, find_class, in_turn
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import LEFTOVER
 from pvdm_cli.generation.request import QUALITY, Item, SampleRequest
@@ -79,7 +79,7 @@ def _class_settings(model: Model, request: SampleRequest) -> dict[str, Any]:
     classes, name = model.config.classes, request.class_name
     if not classes:
         return {}
-    if name is not None:
+    if name is not None and not in_turn(classes, name):
         name = class_of(classes, find_class(classes, name, "this model"))
     return {"class": name, "class_guidance": float(request.sampling.class_guidance)}
 

@@ -28,11 +28,33 @@ def read_state(path: Path, kind: str) -> dict[str, Tensor]:
     Raises:
         ModelError: If the file cannot be read without unpickling code, or is not of that kind.
     """
-    anchor, prefix = ANCHORS[kind]
     content = _load(path)
+    state = _state(content, kind, path)
+    if state is None:
+        raise ModelError(f"{path}: not a published {kind}: {_what_instead(content, kind)}")
+    return state
+
+
+def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Read every published network that a file holds, by its kind; wrappings as in `read_state`.
+
+    Raises:
+        ModelError: If the file cannot be read without unpickling code, or holds none.
+    """
+    content = _load(path)
+    found = {kind: _state(content, kind, path) for kind in ANCHORS}
+    states = {kind: state for kind, state in found.items() if state is not None}
+    if not states:
+        raise ModelError(f"{path}: holds neither a published autoencoder nor a published U-Net")
+    return states
+
+
+def _state(content: Any, kind: str, path: Path) -> dict[str, Tensor] | None:
+    """Take the network of a kind out of what a file holds; None if it holds none."""
+    anchor, prefix = ANCHORS[kind]
     found = sorted(_states(content, anchor), key=lambda item: "ema" not in item[0].lower())
     if not found:
-        raise ModelError(f"{path}: not a published {kind}: {_what_instead(content, kind)}")
+        return None
     state = _unwrapped(found[0][1], anchor, prefix)
     for key, value in state.items():
         if not isinstance(value, Tensor):

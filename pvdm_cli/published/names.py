@@ -19,6 +19,10 @@ from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser, ResBlock
 
 UNET = "diffusion_model."  # prefix of every key in a published U-Net file
+NETWORKS: dict[str, type[Autoencoder] | type[Denoiser]] = {
+    "autoencoder": Autoencoder,
+    "denoiser": Denoiser,
+}
 
 
 class Entry(NamedTuple):

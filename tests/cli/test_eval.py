@@ -256,7 +256,17 @@ def test_a_model_with_classes_draws_those_that_are_asked_for(pvdm: Any, tmp_path
         return sorted(each["class"] for each in told)
 
     assert drawn("one", "--class", "run", "--class-guidance", 1) == ["run"] * 4
-    assert set(drawn("all")) == {"bow", "run", "walk"}
+    assert drawn("all") == ["bow", "bow", "run", "walk"]
+    assert drawn("without", "--class", "none") == ["none"] * 4
+    reasons = {
+        name: json.loads((tmp_path / name / "metric-fvd4_16f.jsonl").read_text())["score"][
+            "differs"
+        ]
+        for name in ("one", "all", "without")
+    }
+    assert any("class run; published models know no classes" in told for told in reasons["one"])
+    assert any("3 classes in turn, whatever their share" in told for told in reasons["all"])
+    assert not any("class" in told for told in reasons["without"])
     line = json.loads((tmp_path / "one" / "metric-fvd4_16f.jsonl").read_text())
     assert (line["sampling"]["class"], line["sampling"]["class_guidance"]) == ("run", 1)
     refused = pvdm(*words, "--out", tmp_path / "no", "--class", "hop")
@@ -274,6 +284,29 @@ def test_an_inception_score_stands_below_the_published_ones(
     assert "unverified" in result.out
     told = json.loads(pvdm("eval", "is", "--fake", fake, "-q", "--json").out)
     assert f"{told['mean']:.2f} ± {told['std']:.2f}*" in result.out
+
+
+def test_a_model_is_drawn_from_for_its_inception_score(
+    pvdm: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_quick_classifier(monkeypatch, tmp_path)
+    out = tmp_path / "scored"
+    words = ["eval", "is", "--model", model, "--num", 10, "--length", 16, "--steps", "2/1"]
+    words += ["--out", out, "--device", "cpu", "-q"]
+    result = pvdm(*words, "--markdown")
+    assert result.code == 0, result.err
+    assert len(list(out.glob("video-*.npz"))) == 10
+    line = json.loads((out / "metric-isv10_ucf.jsonl").read_text())
+    assert line["sampling"]["steps"] == "2/1"
+    assert f"{line['results']['isv10_ucf_mean']:.2f} ±" in result.out
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("video-*.npz")}
+    again = json.loads(pvdm(*words, "--json").out)
+    assert again["mean"] == pytest.approx(line["results"]["isv10_ucf_mean"])
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("video-*.npz")} == kept
+    assert len((out / "metric-isv10_ucf.jsonl").read_text().splitlines()) == 2
+    refused = pvdm("eval", "is", "--fake", out, "--class", "run").err
+    assert "go with --model" in refused
+    assert "by --fake, or by --model" in pvdm("eval", "is").err
 
 
 @pytest.mark.parametrize(

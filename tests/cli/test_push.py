@@ -264,6 +264,7 @@ def test_refusals_before_anything_is_made(
         "error: someone/sky: the hub wants to know who publishes; `hf auth login` (or set HF_TOKEN) "
         "first\n"
     )
+    assert "no such folder" in refusal("push", tmp_path / "no", REPO)  # what is wrong first
 
 
 def test_a_damaged_model_or_sample_is_not_published(

@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +20,11 @@ from tiny import CONFIG, tiny_model
 
 from pvdm_cli import api
 from pvdm_cli.errors import PvdmError
-from pvdm_cli.model import save_model
+from pvdm_cli.model import Model, save_model
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import Silent
 from pvdm_cli.video import read, write
+from pvdm_cli.video.synthetic import write_skies
 
 QUICK = {"steps": "4/2", "device": "cpu", "format": "npz"}
 
@@ -42,6 +45,24 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model."""
     path = tmp_path_factory.mktemp("plain") / "tiny"
     save_model(tiny_model(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model that knows classes and whose clips share a frame."""
+    assert CONFIG.diffusion is not None
+    assert CONFIG.denoiser is not None
+    diffusion = CONFIG.diffusion.model_copy(update={"overlap": 1})
+    denoiser = CONFIG.denoiser.model_copy(update={"classes": ("bow", "run", "walk")})
+    config = CONFIG.model_copy(update={"diffusion": diffusion, "denoiser": denoiser})
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        network = Denoiser(config).eval().requires_grad_(False)
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("knowing") / "tiny"
+    save_model(Model(config, tiny_model().autoencoder, network, fps=7), path)
     return path
 
 
@@ -82,6 +103,53 @@ def test_a_longer_video_is_the_one_drawn_in_one_go(
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"prefix": "VIDEO"},
+        {"prefix": "VIDEO", "keep_prefix": True},
+        {"prefix": "VIDEO", "keep_prefix": True, "format": "png"},
+        {"init": "VIDEO", "strength": 0.5},
+        {"between": (3, 8), "num": 3},
+        {"seeds": (5, 1)},
+        {"class_name": "run", "class_guidance": 1.0},
+        {"class_name": "each", "num": 4},
+        {"guidance": 0.5, "num": 2},  # classes by lot
+    ],
+    ids=lambda how: "-".join(how),
+)
+@pytest.mark.parametrize("lengths", [(3, 17), (1, 8, 9, 17)])
+@pytest.mark.slow
+def test_whatever_videos_start_from_longer_ones_are_those_drawn_in_one_go(
+    knowing: Path, tmp_path: Path, how: dict[str, Any], lengths: tuple[int, ...]
+) -> None:
+    if "VIDEO" in how.values():
+        write_skies(tmp_path / "skies", 1, frames=11)
+        video = next((tmp_path / "skies").glob("*.mp4"))
+        how = {key: video if value == "VIDEO" else value for key, value in how.items()}
+    run = {**QUICK, **how}
+    for frames in lengths:
+        done = api.sample(knowing, tmp_path / "a", frames=frames, **run)
+    assert done.continued == done.made == len(done.videos)
+    once = api.sample(knowing, tmp_path / "b", frames=17, **run)
+    longer, whole = content(tmp_path / "a"), content(tmp_path / "b")
+    assert longer.keys() == whole.keys()
+    differ = {name for name in whole if longer[name] != whole[name]}
+    # A png says of itself how many frames were asked for when it was drawn.
+    assert not differ or all(name.endswith(".png") for name in differ)
+    for pair in zip(done.videos, once.videos, strict=True):
+        a, b = map(read_back, pair)
+        assert np.array_equal(a, b)
+        assert len(b) == 17 + (4 if "keep_prefix" in how else 0)
+    again = api.sample(knowing, tmp_path / "a", frames=17, **run)
+    assert again.made == 0
+
+
+def read_back(video: Path) -> np.ndarray:
+    """Frames of a lossless video."""
+    return frames_of(video) if video.suffix == ".npz" else read.read(video)
+
+
 def test_a_longer_video_starts_where_the_shorter_one_did(plain: Path, tmp_path: Path) -> None:
     short = frames_of(api.sample(plain, tmp_path, frames=10, **QUICK).videos[0])
     long = frames_of(api.sample(plain, tmp_path, frames=30, **QUICK).videos[0])
@@ -106,6 +174,28 @@ def test_an_interrupted_run_keeps_what_it_drew_and_goes_on_with_it(
     again = api.sample(model, tmp_path / "a", **run)
     assert again.continued == (kept[-1] < 13)
     api.sample(model, tmp_path / "b", **run)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_an_interruption_that_comes_twice_leaves_no_video_that_is_not_whole(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook both raise: the second one where the first one waits for what is drawn."""
+    run = {**QUICK, "num": 4, "frames": 13, "batch_size": 2}
+    join = threading.Thread.join
+
+    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
+        if self.name == "scribe":
+            monkeypatch.setattr(threading.Thread, "join", join)
+            raise KeyboardInterrupt
+        join(self, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        api.sample(plain, tmp_path / "a", reporter=StopAt(6), **run)
+    assert list((tmp_path / "a").iterdir()) == []
+    assert api.sample(plain, tmp_path / "a", **run).made == 4
+    api.sample(plain, tmp_path / "b", **run)
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
@@ -219,6 +309,37 @@ def test_a_stopped_process_leaves_a_video_that_plays_and_goes_on(
     longer = ["--frames", str(kept + 9), "-q"]
     subprocess.run(command(plain, out, *longer), check=True, capture_output=True)
     assert len(read.read(out / "video-00000.mp4")) == kept + 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "format"), [(signal.SIGINT, "mp4"), (signal.SIGTERM, "npz")], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_second_signal_ends_the_process_at_once_and_nothing_half_written_counts(
+    tmp_path: Path, sent: signal.Signals, format: str
+) -> None:
+    """Eight videos of the demo model: their last clips take a while to be decoded."""
+    out, options = tmp_path / "out", ["--num", "8", "--format", format, "--steps", "2/1"]
+    words = command(Path("demo"), out, *options, "--frames", "2000")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        wait_for(out, f".video-00000.{format}.*", process)
+        process.send_signal(sent)
+        told = ""
+        while "once more quits at once" not in told:
+            told += process.stderr.read(1)
+        process.send_signal(sent)
+        asked = time.monotonic()
+        assert process.wait(30) == -sent  # 130 or 143 to a shell
+        assert time.monotonic() - asked < 5
+    assert list(out.glob("video-*.json")) == []
+    again = command(Path("demo"), out, *options, "--frames", "20", "--json", "-q")
+    done = subprocess.run(again, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["made"] == 8
+    assert list(out.glob(".*")) == []
+    once = tmp_path / "once"
+    api.sample("demo", once, num=8, frames=20, steps="2/1", format=format, device="cpu")
+    assert content(out) == content(once)
 
 
 @pytest.mark.slow

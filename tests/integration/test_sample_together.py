@@ -99,3 +99,39 @@ def test_a_process_that_is_killed_leaves_whole_videos_and_all_are_made_in_the_en
     for path in sorted((tmp_path / "one").glob("video-*.npz")):
         difference = frames(out / path.name).astype(int) - frames(path).astype(int)
         assert np.abs(difference).max() <= 1, path.name
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_each_process_twice_and_still_keeps_what_is_drawn(
+    model: Path, tmp_path: Path
+) -> None:
+    """A terminal sends it to all processes, and their launcher passes it on."""
+    out = tmp_path / "out"
+    words = ["sample", str(model), "--num", "4", "--batch-size", "2", "--format", "npz"]
+    words += ["--steps", "2/2", "--out", str(out), "--device", "cpu"]
+    command = [sys.executable, "-m", "pvdm_cli", *words]
+    with subprocess.Popen(
+        [*command, "--frames", "100000", "--nproc-per-node", "2", "-q"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        started = time.monotonic()
+        while sum(path.stat().st_size > 0 for path in out.glob(".video-*")) < 4:
+            assert process.poll() is None
+            assert time.monotonic() - started < 100
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(60) == 130, said
+    kept = [json.loads(path.read_text()) for path in sorted(out.glob("video-*.json"))]
+    assert len(kept) == 4, said
+    for told in kept:
+        assert len(frames(out / told["file"])) == told["settings"]["frames"] > 0
+    longest = max(told["settings"]["frames"] for told in kept)
+    done = subprocess.run(
+        [*command, "--frames", str(longest + 5), "--json"], capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["continued"] == 4

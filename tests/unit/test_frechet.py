@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 
 from pvdm_cli.evaluation.frechet import Ddof, Statistics, frechet_distance, square_root
 
@@ -102,3 +103,35 @@ def test_features_of_others_are_at_the_published_distance(shared: Path) -> None:
     fake, real = Statistics.of(features["fake"]), Statistics.of(features["real"])
     assert frechet_distance(fake, real, ddof=1) == pytest.approx(10.138087, rel=1e-6)
     assert frechet_distance(fake, real, ddof=0) == pytest.approx(10.062791, rel=1e-6)
+
+
+def test_the_published_float32_code_gives_another_distance_for_each_order_of_features(
+    shared: Path,
+) -> None:
+    """Its formula (roots by SVD) in its precision: 10.1528 was published for these features."""
+    features = np.load(shared / "reference" / "fvd" / "fvd_comparison_features.npz")
+    orders = [np.random.default_rng(seed).permutation(400) for seed in range(10)]
+
+    def distances(dtype: torch.dtype, count: int) -> list[float]:
+        """The same distance several times, but for rounding."""
+        sides = [torch.from_numpy(features[side]).to(dtype) for side in ("fake", "real")]
+        return [by_svd(*(side[:, order] for side in sides)) for order in orders[:count]]
+
+    single = np.array(distances(torch.float32, 10))
+    np.testing.assert_allclose(distances(torch.float64, 2), 10.138093, rtol=1e-7)
+    assert np.ptp(single) > 2e-3
+    assert abs(10.1528 - single.mean()) < 3 * single.std()
+
+
+def by_svd(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Frechet distance by the formula of TF-GAN, which the PyTorch ports of FVD took over."""
+
+    def root(matrix: torch.Tensor) -> torch.Tensor:
+        u, s, vh = torch.linalg.svd(matrix)
+        return u @ torch.diag(torch.where(s < 1e-10, s, s.sqrt())) @ vh
+
+    s_x, s_y = torch.cov(x.T), torch.cov(y.T)
+    root_x = root(s_x)
+    cross = root(root_x @ s_y @ root_x)
+    means = (x.mean(0) - y.mean(0)).square().sum()
+    return float(means + torch.trace(s_x + s_y) - 2 * torch.trace(cross))

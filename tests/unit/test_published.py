@@ -10,10 +10,10 @@ from recipe import published_state, weights
 from torch import Tensor
 
 from pvdm_cli.config import ModelConfig
-from pvdm_cli.conversion import NETWORKS
 from pvdm_cli.errors import ConfigError, ModelError
 from pvdm_cli.published.files import read_state, write_state
 from pvdm_cli.published.names import (
+    NETWORKS,
     buffers,
     build,
     entries,
