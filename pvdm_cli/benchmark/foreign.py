@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from types import ModuleType
@@ -73,7 +73,7 @@ def _import(package: str) -> ModuleType:
     Raises:
         PvdmError: If it is not installed.
     """
-    with _torchvision() if package == VDM else nullcontext():
+    with _fitting_torchvision(needed=package == VDM):
         try:
             return importlib.import_module(package)
         except ImportError as error:
@@ -91,18 +91,20 @@ class _Unused(ModuleType):
 
 
 @contextmanager
-def _torchvision() -> Iterator[None]:
-    """Let VDM import torchvision, which it needs to read files only, where there is none that fits.
+def _fitting_torchvision(*, needed: bool) -> Iterator[None]:
+    """Hide a torchvision that does not fit torch; beside one of another build it cannot be imported.
 
-    Beside a torch of another build (CPU, CUDA) it fails with a RuntimeError.
+    Args:
+        needed: Whether what is imported wants one: VDM, to read files.
     """
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
-        sys.modules["torchvision"] = _Unused("torchvision")
+        hidden: dict[str, Any] = sys.modules
+        hidden["torchvision"] = _Unused("torchvision") if needed else None
         try:
             yield
         finally:
-            del sys.modules["torchvision"]
+            hidden["torchvision"] = None  # to importlib: there is none
     else:
         yield
