@@ -70,12 +70,13 @@ def count_step(config: RunConfig, batch: int, precision: str) -> Footprint:
     state += _size(autoencoder) * (config.stage == "diffusion")
     kernels = _Kernels(precision, keep_weights=settings.activation_checkpointing != "block")
     kernels.enter(network)
-    with torch.device("meta"), _Live(network) as live:
+    with _Live(network) as live:
         if isinstance(network, Autoencoder):
-            found = network(torch.empty(batch, 3, clip.frames, clip.height, clip.width))
+            shape = (batch, 3, clip.frames, clip.height, clip.width)
+            found = network(torch.empty(shape, device="meta"))
         else:
-            z = torch.empty(batch, latent.c, latent.flat)
-            found = network(z, torch.zeros(batch, dtype=torch.int64), z)
+            z = torch.empty(batch, latent.c, latent.flat, device="meta")
+            found = network(z, torch.zeros(batch, dtype=torch.int64, device="meta"), z)
         loss = found.float().square().mean()
         del found
         kernels.forget()

@@ -76,13 +76,16 @@ def _state(figure: "Figure") -> list[str]:
 
 def _processor(figures: list["Figure"]) -> list[str]:
     """Tell seconds of the processor, which hardly depend on what else the machine does."""
-    known = [each for each in figures if each.device == "cpu" and each.step and each.step.processor]
-    told = [
-        f"{each.subject} {short(each.step.processor)}"
-        for each in known
-        if each.step and each.step.processor
+    spent = [
+        (each.subject, each.settings["steps"] * each.step.processor)
+        for each in figures
+        if each.device == "cpu" and each.step and each.step.processor
     ]
-    return [f"processor seconds of a step, all threads together: {', '.join(told)}"] if told else []
+    if not spent:
+        return []
+    first = spent[0][1]
+    told = [f"{name} {short(seconds)} ({short(seconds / first)} x)" for name, seconds in spent]
+    return [f"processor seconds of all steps, threads added up: {', '.join(told)}"]
 
 
 def _counted(result: "Bench") -> Table:

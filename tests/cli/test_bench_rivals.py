@@ -80,7 +80,7 @@ def test_the_tables_fit_80_columns_and_tell_what_was_run_from_what_was_not(
         "vdm: it is not installed: do this",
         "latte-s: one clip does not fit",
         "from 1 timed steps each",
-        "sky/diffusion-s 4, Latte-XL 80",
+        "sky/diffusion-s 1,000 (1 x), Latte-XL 20,000 (20 x)",
         "counted, not run: UNet3DCondition",
         "RTX 3090 Ti 24 GB",
         "not run, the package of this name on PyPI is empty and somebody else's: VideoGPT",
