@@ -29,7 +29,7 @@ def put(table: Table, *, markdown: bool = False) -> None:
     title, columns, rows, footer = table
     if markdown:
         typer.echo(f"**{title}**\n")
-        heads = [column.replace("% of\n", "% of ").replace("\n", ": ", 1) for column in columns]
+        heads = [_on_one_line(column) for column in columns]
         for cells in (heads, ["---"] + ["---:"] * (len(columns) - 2) + ["---"], *rows):
             typer.echo("| " + " | ".join(cells) + " |")
         typer.echo("\n" + "\n".join(f"- {line}" for line in footer) + "\n")
@@ -38,6 +38,13 @@ def put(table: Table, *, markdown: bool = False) -> None:
     render.print_table(columns, rows, title=title, right=columns[1:-1])
     for line in footer:
         typer.echo(textwrap.fill(line, width=79, subsequent_indent="  "))
+
+
+def _on_one_line(head: str) -> str:
+    """Join the lines of a column's head: "16 frames: s / GB", but "% of floor"."""
+    above, broken, below = head.partition("\n")
+    glue = " " if above.split()[-1:] in (["of"], ["/"], ["times"]) else ": "
+    return f"{above}{glue}{below}" if broken else head
 
 
 def _cut(rows: Sequence[Sequence[str]], columns: Sequence[str], width: int) -> list[list[str]]:

@@ -81,7 +81,7 @@ def test_the_tables_fit_80_columns_and_tell_what_was_run_from_what_was_not(
         "latte-s: one clip does not fit",
         "from 1 timed steps each",
         "sky/diffusion-s 1,000 (1 x), Latte-XL 20,000 (20 x)",
-        "counted, not run: UNet3DCondition",
+        "counted: not run, so its time is not known",
         "RTX 3090 Ti 24 GB",
         "not run, the package of this name on PyPI is empty and somebody else's: VideoGPT",
     ):
