@@ -11,6 +11,7 @@ Axes: b batch, c latent channels, n flat latent length, s frames, H x W pixels.
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from pvdm_cli.models.layers import recompute
 
 FLOAT = 4  # bytes
 RESERVE = 3 << 29  # 1.5 GiB
-SAMPLES = (16, 32)  # batches from which the memory of larger ones follows
+MANY = 16  # clips of the first count: of fewer the gradients would be most
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Footprint:
         return self.state + self.passing
 
 
+@lru_cache(maxsize=16)
 def count_step(config: RunConfig, batch: int, precision: str) -> Footprint:
     """Count one pass of `batch` clips, forward and backward.
 
@@ -88,11 +90,18 @@ def count_step(config: RunConfig, batch: int, precision: str) -> Footprint:
 def largest_batch(config: RunConfig, precision: str, memory: int) -> int:
     """Predict the largest batch whose training step fits in `memory` bytes of a card.
 
-    What a step holds grows by as much for each clip, once clips are most of it.
+    A first guess in proportion is counted, and corrected by the line through it and the batch it
+    came from: what a step holds grows by as much for each clip, once clips are most of it.
     """
-    first, second = (count_step(config, batch, precision).peak for batch in SAMPLES)
-    clip = (second - first) / (SAMPLES[1] - SAMPLES[0])
-    return max(0, int(SAMPLES[0] + (memory - RESERVE - first) / clip))
+    room = memory - RESERVE
+    batch = max(MANY, config.training.batch_size or 1)
+    known = count_step(config, batch, precision)
+    guess = max(1, batch * (room - known.state) // known.passing)
+    if guess == batch:
+        return batch
+    found = count_step(config, guess, precision)
+    clip = (found.peak - known.peak) / (guess - batch)
+    return max(0, int(guess + (room - found.peak) / clip))
 
 
 def _size(network: nn.Module) -> int:
