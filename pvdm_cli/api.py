@@ -14,6 +14,7 @@ from pvdm_cli.benchmark.compare import compare_results as bench_compare
 from pvdm_cli.benchmark.everything import bench_all
 from pvdm_cli.benchmark.figure import Bench
 from pvdm_cli.benchmark.io import bench_io
+from pvdm_cli.benchmark.rivals import bench_rivals
 from pvdm_cli.benchmark.sample import bench_sample
 from pvdm_cli.benchmark.train import bench_train, fitting_batch
 from pvdm_cli.comparison import Comparison, compare, draw_for_inception
@@ -87,6 +88,7 @@ __all__ = [
     "bench_coding",
     "bench_compare",
     "bench_io",
+    "bench_rivals",
     "bench_sample",
     "bench_train",
     "cache_preview",

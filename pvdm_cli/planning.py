@@ -1,19 +1,18 @@
 """What a run would be, without starting it: sizes, parameters, memory and disk."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch import nn
 
 from pvdm_cli.config import RunConfig, dump_yaml
+from pvdm_cli.footprint import FLOAT, count_step, largest_batch
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.cost import training_flops
 from pvdm_cli.models.denoiser import Denoiser
-from pvdm_cli.models.layers import recompute
+from pvdm_cli.runtime import resolve_device, resolve_precision
 
-FLOAT = 4  # bytes
+CARD = 24 << 30  # bytes of the paper's card, on which the largest batch is told
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ def plan_run(config: RunConfig) -> Plan:
     batch = settings.batch_size or 1  # auto: what one clip needs
     copies = 4 + bool(settings.ema_decay)  # weights, gradients, two moments, average
     # Weights in training and published, two moments; the second stage copies its autoencoder in.
+    precision = resolve_precision(settings.precision, resolve_device("auto"))
+    step = count_step(config, batch, precision)
     kept = 4 * parameters + (config.stage == "diffusion") * num_parameters(autoencoder)
     figures = {
         "autoencoder_parameters": num_parameters(autoencoder),
@@ -69,10 +70,13 @@ def plan_run(config: RunConfig) -> Plan:
         "clips_per_step": settings.clips_per_step or batch * settings.accumulation,
         "training_gflop_per_clip": training_flops(config) // 10**9,
         "state_memory_bytes": FLOAT * parameters * copies,
-        "activation_memory_bytes": batch * activation_bytes(config, network),
+        "activation_memory_bytes": step.kept,
+        "peak_memory_bytes": step.peak,
         "snapshot_memory_bytes": FLOAT * kept,
         "checkpoint_disk_bytes": FLOAT * kept * (settings.keep_last + 1),  # one being written
     }
+    if config.stage == "diffusion":
+        figures["largest_batch_in_24_GiB"] = largest_batch(config, precision, CARD)
     return Plan(dump_yaml(config), figures)
 
 
@@ -86,35 +90,3 @@ def _build(config: RunConfig) -> tuple[Autoencoder, Denoiser | None]:
     model = config.model()
     with torch.device("meta"):
         return Autoencoder(model), Denoiser(model) if model.denoiser else None
-
-
-def activation_bytes(config: RunConfig, network: nn.Module) -> int:
-    """Bytes that one clip's forward pass keeps for the backward pass, in float32.
-
-    Counted on the meta device; memory that kernels use in passing comes on top.
-    """
-    latent, clip = config.latent, config.clip
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter):
-            kept[storage._cdata] = tensor
-        return tensor
-
-    def keep_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if getattr(module, "recomputed", False):
-            for value in inputs:
-                for tensor in value if isinstance(value, list) else [value]:
-                    if isinstance(tensor, Tensor):
-                        keep(tensor)
-
-    recompute(network, config.training.activation_checkpointing)
-    for module in network.modules():
-        module.register_forward_pre_hook(keep_inputs)
-    with torch.device("meta"), saved_tensors_hooks(keep, lambda tensor: tensor):
-        if isinstance(network, Autoencoder):
-            network(torch.empty(1, 3, clip.frames, clip.height, clip.width))
-        else:
-            network(torch.empty(1, latent.c, latent.flat), torch.zeros(1, dtype=torch.int64))
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

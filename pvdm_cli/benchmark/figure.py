@@ -8,6 +8,7 @@ import torch
 
 from pvdm_cli.benchmark.floor import Floor
 from pvdm_cli.benchmark.maximum import Search
+from pvdm_cli.benchmark.paper import Published
 from pvdm_cli.benchmark.published import TABLE_5, PublishedRow
 from pvdm_cli.benchmark.timing import Peak, Timing
 from pvdm_cli.environment import environment
@@ -15,7 +16,32 @@ from pvdm_cli.environment import environment
 FORMAT = 2  # of a result file
 MOST = "largest"  # stands for the batch in a row whose batch was searched
 
-BenchName = Literal["sample", "train", "encode", "decode", "io"]
+BenchName = Literal["sample", "train", "encode", "decode", "io", "rivals"]
+COUNTED = "counted, not run"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a clip costs a system, counted without running it; a multiply-add is two operations.
+
+    Attributes:
+        parameters: Of the network that is called at each step.
+        weight_bytes: Of it and of what decodes, in the arithmetic of the figure.
+        step_flops: Of one call.
+        calls: Of a clip.
+        decode_flops: Of a clip.
+    """
+
+    parameters: int
+    weight_bytes: int
+    step_flops: int
+    calls: int
+    decode_flops: int
+
+    @property
+    def flops(self) -> int:
+        """Operations of a clip."""
+        return self.step_flops * self.calls + self.decode_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +57,16 @@ class Figure:
         height: Of a frame.
         width: Of a frame.
         dtype: Arithmetic: fp32, bf16 or fp16.
-        state: done, out of memory or out of time (then there are no figures).
+        state: done, out of memory or out of time (then there are no figures); of a rival also
+            "counted, not run" or "not installed".
         weights: trained or random; None where there are none.
         extrapolated: The time follows from a few steps of each kind and one decoding.
         timing: Of one batch.
         peak: Memory while it was done.
         floor: What the device needs for it at the least.
         search: How the batch was found; None: it was given.
+        step: Time of one network call, where the whole follows from it.
+        counted: What it costs, where that was asked for.
     """
 
     bench: BenchName
@@ -57,6 +86,8 @@ class Figure:
     peak: Peak | None = None
     floor: Floor | None = None
     search: Search | None = None
+    step: Timing | None = None
+    counted: Counted | None = None
     notes: list[str] = field(default_factory=list)
     torch: str = torch.__version__
 
@@ -76,7 +107,8 @@ class Row:
         bench: Which benchmark.
         subject: What was measured.
         settings: How: the same in two results means that the numbers can be compared.
-        quantity: seconds, peak memory, reserved memory or largest batch.
+        quantity: seconds, seconds per step, peak memory, reserved memory, largest batch,
+            operations or weights.
         unit: Of the number.
         median: The number.
         spread: The longest less the shortest of n.
@@ -107,13 +139,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """All figures of a run of a benchmark, and the published ones beside it."""
+    """All figures of a run of a benchmark, and the published ones beside it.
+
+    Attributes:
+        systems: What is published of systems, also of those that nobody can run.
+    """
 
     bench: str
     figures: list[Figure]
     published: list[PublishedRow] = field(default_factory=lambda: list(TABLE_5))
     environment: dict[str, Any] = field(default_factory=environment)
     notes: list[str] = field(default_factory=list)
+    systems: list[Published] = field(default_factory=list)
 
     @property
     def rows(self) -> list[Row]:
@@ -134,6 +171,7 @@ class Bench:
             "rows": [asdict(row) for row in self.rows],
             "figures": [asdict(figure) for figure in self.figures],
             "published": [asdict(row) for row in self.published],
+            "systems": [asdict(each) for each in self.systems],
             "notes": self.notes,
         }
 
@@ -153,6 +191,12 @@ def rows_of(figure: Figure) -> Iterator[Row]:
         timing, floor = figure.timing, figure.floor.seconds / each if figure.floor else None
         times = timing.median / each, timing.spread / each, timing.repeats
         yield Row(*places, "seconds", unit, *times, floor)
+    if figure.step is not None:
+        step = figure.step
+        yield Row(*places, "seconds per step", "s", step.median, step.spread, step.repeats)
+    if figure.counted is not None:
+        yield Row(*places, "operations", "TFLOP", figure.counted.flops / 1e12)
+        yield Row(*places, "weights", "bytes", figure.counted.weight_bytes)
     yield from _memory(figure.peak, places)
     for tried in figure.search.tries if figure.search else ():
         if tried.fits:

@@ -52,6 +52,7 @@ class Measured(NamedTuple):
     timing: Timing | None
     peak: Peak | None
     search: Search | None
+    step: Timing | None = None  # of one network call, where the child timed it
 
 
 class OutOfTime(Exception):
@@ -157,7 +158,8 @@ class Run:
         if state != "done":
             return Measured(state, job.batch, None, None, None)
         peak, timing = Peak(**figures["peak"]), Timing(**figures["timing"])
-        return Measured(state, job.batch, timing, peak, None)
+        step = Timing(**figures["step"]) if "step" in figures else None
+        return Measured(state, job.batch, timing, peak, None, step)
 
     def told(
         self, found: Measured, work: Callable[[int], Work] | None, dtype: str

@@ -3,8 +3,10 @@
 Axes: c latent channels, n flat latent length, s frames of a clip, H x W pixels.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any, Self
 
@@ -170,7 +172,8 @@ def measure(
     device, meter = begin(job, on_excess)
     model = build(job.subject, device, job.seed)
     meter.restart()
-    once = _extrapolated if job.extrapolate else _whole
+    steps: list[tuple[float, float]] = []
+    once = partial(_extrapolated, steps=steps) if job.extrapolate else _whole
     few = Steps(min(2, job.steps.first), min(2, job.steps.following))
     with autocast(device, job.precision):
         _synthesise(model, 2, replace(job, steps=few), on_step)
@@ -178,7 +181,11 @@ def measure(
             repeat(lambda: once(model, job, on_step), job.repeats),
             warm_up=f"2 clips of {few.first} and {few.following} steps",
         )
-    return outcome(timing, meter)
+    found = outcome(timing, meter)
+    if steps:
+        seconds, processor = map(list, zip(*steps, strict=True))
+        found["step"] = asdict(Timing.of(seconds, timing.warm_up, processor))
+    return found
 
 
 def _whole(model: Model, job: SampleJob, on_step: Callable[[], None]) -> float:
@@ -201,8 +208,17 @@ def _synthesise(model: Model, num_clips: int, job: SampleJob, on_step: Callable[
         to_uint8(x).cpu()
 
 
-def _extrapolated(model: Model, job: SampleJob, on_step: Callable[[], None]) -> float:
-    """Time a few steps without and with prefix and one decoding; multiply out."""
+def _extrapolated(
+    model: Model, job: SampleJob, on_step: Callable[[], None], steps: list[tuple[float, float]]
+) -> float:
+    """Time a few steps without and with prefix and one decoding; multiply out.
+
+    Args:
+        model: Ready to sample.
+        job: What whole video the time is wanted of.
+        on_step: Called after each step.
+        steps: Gets the seconds of a step of the first clip, on the wall and of the processor.
+    """
     few = min(FEW, *job.steps)
     latent, device = model.config.latent, model.device
     draws = [generator(device, job.seed, i) for i in range(job.batch)]
@@ -211,7 +227,7 @@ def _extrapolated(model: Model, job: SampleJob, on_step: Callable[[], None]) -> 
     sampling = replace(job.sampling, steps=Steps(few, few))
     _, schedule = model.require_denoiser(job.subject.name)
 
-    def steps(prefix: torch.Tensor | None) -> float:
+    def drawing(prefix: torch.Tensor | None) -> float:
         clip = rollout_latents(
             model,
             1,
@@ -228,6 +244,10 @@ def _extrapolated(model: Model, job: SampleJob, on_step: Callable[[], None]) -> 
         with torch.inference_mode():
             to_uint8(model.autoencoder.decode(unflatten(z_prefix, latent))).cpu()
 
-    first, following, decoding = steps(None), steps(z_prefix), seconds_of(decode, device)
+    began = time.process_time()
+    first = drawing(None)
+    processor = time.process_time() - began
+    steps.append((first / len(job.sampling.asked(schedule, first=True)), processor / few))
+    following, decoding = drawing(z_prefix), seconds_of(decode, device)
     more = model.config.num_clips(job.frames) - 1
     return first + decoding + more * (following + decoding)

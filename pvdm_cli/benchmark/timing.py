@@ -11,17 +11,19 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 
 STATUS = Path("/proc/self/status")
 BUDGET = 20.0  # seconds after which a measurement of unstated repeats is not repeated again
 REPEATS = 3
+
+FoundT = TypeVar("FoundT")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Timing:
         spread: The longest less the shortest.
         repeats: How many there are.
         warm_up: What ran before the clock did.
+        processor: Seconds of all threads together, where they were counted: the median. They hardly
+            depend on what else the machine does.
     """
 
     seconds: list[float]
@@ -41,12 +45,14 @@ class Timing:
     spread: float
     repeats: int
     warm_up: str
+    processor: float | None = None
 
     @classmethod
-    def of(cls, seconds: list[float], warm_up: str) -> Self:
+    def of(cls, seconds: list[float], warm_up: str, processor: Sequence[float] = ()) -> Self:
         """Sum up a list of times."""
         spread = max(seconds) - min(seconds)
-        return cls(seconds, median(seconds), spread, len(seconds), warm_up)
+        threads = median(processor) if processor else None
+        return cls(seconds, median(seconds), spread, len(seconds), warm_up, threads)
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,17 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+def spent(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Time one run of the work: seconds on the wall, and of this process' threads together."""
+    began = time.process_time()
+    return seconds_of(work, device), time.process_time() - began
+
+
 def repeat(
-    measure: Callable[[], float], repeats: int | None, *, budget: float = BUDGET
-) -> list[float]:
+    measure: Callable[[], FoundT], repeats: int | None, *, budget: float = BUDGET
+) -> list[FoundT]:
     """Call a measurement `repeats` times; None: three times, or until the budget is spent."""
-    found: list[float] = []
+    found: list[FoundT] = []
     began = time.perf_counter()
     for _ in range(repeats or REPEATS):
         found.append(measure())

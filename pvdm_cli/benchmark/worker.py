@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pvdm_cli.benchmark import coding, floor, io, sample, train
+from pvdm_cli.benchmark import coding, floor, io, rivals, sample, train
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.runtime import ran_out
 
@@ -54,6 +54,8 @@ def measure(kind: str, job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         return train.measure(train.TrainJob(**job), *told)
     if kind == "coding":
         return coding.measure(coding.CodingJob.read(job), *told)
+    if kind == "rival":
+        return rivals.measure(rivals.RivalJob(**job), *told)
     return io.measure(io.IoJob.read(job), *told)
 
 

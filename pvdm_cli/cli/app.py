@@ -17,6 +17,7 @@ import typer
 from pvdm_cli.cli import (
     bench,
     bench_data,
+    bench_rivals,
     cache,
     data,
     eval,
@@ -62,6 +63,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
             bench_data.encode,
             bench_data.decode,
             bench_data.io,
+            bench_rivals.rivals,
             bench.all_,
             bench.compare,
         ),

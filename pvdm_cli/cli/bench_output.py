@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from pvdm_cli.cli import bench_tables, render
+from pvdm_cli.cli import bench_cells, bench_tables, render
 from pvdm_cli.errors import PvdmError
 
 if TYPE_CHECKING:
@@ -116,4 +116,4 @@ def show_comparison(a: Path, b: Path, *, as_json: bool, markdown: bool) -> None:
         values: dict[str, Any] = asdict(found)
         render.print_json(values)
         return
-    bench_tables.put(bench_tables.comparison(found, (str(a), str(b))), markdown=markdown)
+    bench_cells.put(bench_tables.comparison(found, (str(a), str(b))), markdown=markdown)

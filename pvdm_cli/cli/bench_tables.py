@@ -1,33 +1,37 @@
 """Tables of `pvdm bench`: figures beside the published ones and beside the hardware's floor."""
 
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import typer
 
-from pvdm_cli.cli import render
+from pvdm_cli.cli import rival_tables
+from pvdm_cli.cli.bench_cells import (
+    GB,
+    NONE,
+    Table,
+    device,
+    floor_cells,
+    floor_footer,
+    machine,
+    memory,
+    put,
+    repeats,
+    short,
+)
 
 if TYPE_CHECKING:
     from pvdm_cli.benchmark.compare import Compared
     from pvdm_cli.benchmark.figure import Bench, Figure
 
-GB = 2**30
-NONE = "-"
-
-
-class Table(NamedTuple):
-    """A table and what it rests on; all columns but the first and the last are numbers."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    footer: Sequence[str]
-
 
 def show(result: "Bench", *, markdown: bool = False) -> None:
     """Print all tables of a result on stdout."""
+    if result.bench == "rivals":
+        for table in rival_tables.tables(result):
+            put(table, markdown=markdown)
+        return
     tables: dict[str, Callable[[Bench, list[Figure]], Table]] = {
         "sample": _sampling,
         "train": _training,
@@ -76,11 +80,11 @@ def _sampling(result: "Bench", figures: Sequence["Figure"]) -> Table:
     rows = []
     for known in result.published:
         costs = [known.cost(count) for count in lengths]
-        cells = [f"{_short(c.seconds)} / {_short(c.gigabytes)}" if c else NONE for c in costs]
+        cells = [f"{short(c.seconds)} / {short(c.gigabytes)}" if c else NONE for c in costs]
         rows.append([known.method, known.steps or NONE, *cells, known.hardware])
     for _, group in groupby(figures, key=_row_of):
         row = list(group)
-        rows.append([row[0].subject, _steps(row[0]), *map(_cost, row), _device(row[0])])
+        rows.append([row[0].subject, _steps(row[0]), *map(_cost, row), device(row[0])])
     footer = [*_published(result), *_ours(figures, result, " no file written.")]
     sizes = dict.fromkeys((f.subject, f.height, f.width, f.weights) for f in figures)
     footer += [f"{name}: {height} x {width}, {w} weights" for name, height, width, w in sizes]
@@ -116,7 +120,7 @@ def _cost(figure: "Figure") -> str:
     if figure.timing is None:
         return figure.state
     mark = "~" if figure.extrapolated else ""
-    cost = f"{mark}{_short(figure.timing.median)} / {_memory(figure)}"
+    cost = f"{mark}{short(figure.timing.median)} / {memory(figure)}"
     return cost if figure.search is None else f"{cost} x {_largest(figure)}"
 
 
@@ -125,8 +129,7 @@ def _training(result: "Bench", figures: Sequence["Figure"]) -> Table:
     known = dict.fromkeys((row.method, row.train_batch, row.hardware) for row in result.published)
     rows = [[name, str(batch), NONE, NONE, NONE, card] for name, batch, card in known]
     rows += [
-        [each.subject, _largest(each), *_pace(each), _memory(each), _device(each)]
-        for each in figures
+        [each.subject, _largest(each), *_pace(each), memory(each), device(each)] for each in figures
     ]
     footer = [*_published(result), *_ours(figures, result, " on noise.")]
     for each in figures:
@@ -142,10 +145,10 @@ def _training(result: "Bench", figures: Sequence["Figure"]) -> Table:
 def _coding(result: "Bench", figures: Sequence["Figure"]) -> Table:
     """Encode or decode, with the floor."""
     rows = [
-        [each.subject, _largest(each), *_pace(each), _memory(each), *_floor(each), _device(each)]
+        [each.subject, _largest(each), *_pace(each), memory(each), *floor_cells(each), device(each)]
         for each in figures
     ]
-    footer = [*_ours(figures, result, " from memory to memory."), *_floor_footer(figures)]
+    footer = [*_ours(figures, result, " from memory to memory."), *floor_footer(figures)]
     sizes = dict.fromkeys((f.subject, f.settings["frames"], f.height, f.width) for f in figures)
     footer += [f"{name}: clips of {s} x {height} x {width}" for name, s, height, width in sizes]
     heads = ["s", "clips / s", "peak GB", "floor s", "% of\nfloor"]
@@ -161,9 +164,9 @@ def _moving(result: "Bench", figures: Sequence["Figure"]) -> Table:
             f"{each.settings['moved']}, {each.subject}",
             f"{each.batch} {each.unit}s",
             *_pace(each),
-            _memory(each),
-            *_floor(each),
-            _device(each),
+            memory(each),
+            *floor_cells(each),
+            device(each),
         ]
         for each in figures
     ]
@@ -178,13 +181,13 @@ def _moving(result: "Bench", figures: Sequence["Figure"]) -> Table:
 def _floors(figures: Sequence["Figure"]) -> Table:
     """Beside the least the device needs."""
     rows = [
-        [each.subject, _work(each), _short(each.timing.median), *_floor(each), each.floor.bound]
+        [each.subject, _work(each), short(each.timing.median), *floor_cells(each), each.floor.bound]
         for each in figures
         if each.floor and each.timing
     ]
     heads = ["of", "s", "floor s", "% of\nfloor", "bound by"]
     title = "Beside the floor of this device"
-    return Table(title, ["model", *heads], rows, _floor_footer(figures))
+    return Table(title, ["model", *heads], rows, floor_footer(figures))
 
 
 def _work(figure: "Figure") -> str:
@@ -193,22 +196,6 @@ def _work(figure: "Figure") -> str:
         return f"step of {figure.batch}"
     batch = f" x {figure.batch}" if figure.search else ""  # else among the steps
     return f"{_steps(figure)}{batch}, {figure.settings['frames']} frames"
-
-
-def _floor_footer(figures: Sequence["Figure"]) -> list[str]:
-    """Say what the floor is."""
-    known = dict.fromkeys(
-        (f.dtype, f.floor.flops_per_second, f.floor.bytes_per_second) for f in figures if f.floor
-    )
-    rates = [
-        f"{dtype} {flops / 1e12:.3g} TFLOP/s, {size / 1e9:.3g} GB/s" for dtype, flops, size in known
-    ]
-    if not rates:
-        return []
-    return [
-        f"floor: operations, or bytes of weights, inputs and outputs, at rates measured on a large "
-        f"matrix product and a large copy ({'; '.join(rates)}). % of floor: floor s / s"
-    ]
 
 
 def _largest(figure: "Figure") -> str:
@@ -224,14 +211,7 @@ def _pace(figure: "Figure") -> list[str]:
         nothing_fits = figure.search is not None and figure.batch == 0
         return [NONE if nothing_fits else figure.state, NONE]
     seconds = figure.timing.median
-    return [_short(seconds), _short(figure.batch / seconds)]
-
-
-def _floor(figure: "Figure") -> list[str]:
-    """Seconds of the floor, and how much of it is reached."""
-    if figure.floor is None or figure.share is None:
-        return [NONE, NONE]
-    return [_short(figure.floor.seconds), _short(100 * figure.share, least=1)]
+    return [short(seconds), short(figure.batch / seconds)]
 
 
 def _published(result: "Bench") -> Iterator[str]:
@@ -251,80 +231,13 @@ def _ours(figures: Sequence["Figure"], result: "Bench", how: str) -> Iterator[st
         limit = f"{search.limit_bytes / GB:.3g} GB " if search.limit_bytes else ""
         words.append(f"must fit in {limit}({search.limit_from});")
     if timed and timed[0].timing:
-        words.append(f"{_repeats(timed)}, warm-up of {timed[0].timing.warm_up};{how}")
-    words.append(_machine(timed[0] if timed else first, result))
+        words.append(f"{repeats(timed)}, warm-up of {timed[0].timing.warm_up};{how}")
+    words.append(machine(timed[0] if timed else first, result))
     yield f"ours: {' '.join(words)}"
     if any(figure.search and figure.search.capped for figure in figures):
         yield ">= : the search stopped there (--max-batch)"
 
 
-def _device(figure: "Figure") -> str:
-    """Name device and precision in a table's cell."""
-    return f"{figure.device.removeprefix('NVIDIA ').removeprefix('GeForce ')} {figure.dtype}"
-
-
-def _repeats(figures: Sequence["Figure"]) -> str:
-    """Say how often was measured and how far the times lie apart."""
-    timings = [figure.timing for figure in figures if figure.timing]
-    counts = sorted({timing.repeats for timing in timings})
-    times = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    if counts == [1]:
-        return "measured once"
-    spread = max(timing.spread / timing.median for timing in timings)
-    return f"median of {times}, spread up to {spread:.0%}"
-
-
-def _machine(figure: "Figure", result: "Bench") -> str:
-    """Say on what, and what GB means there."""
-    threads = f"{figure.threads} thread{'s' if figure.threads > 1 else ''}"
-    cpu = f"{result.environment['processor']}, {threads}"
-    device = cpu if figure.device == "cpu" else figure.device
-    counted = figure.peak.counted if figure.peak else "resident"
-    above = "resident above the bare process" if counted == "resident" else counted
-    return f"{device}, torch {figure.torch}. GB: 2^30 bytes {above}, weights included"
-
-
-def _memory(figure: "Figure") -> str:
-    """Show the peak in GB, where known."""
-    size = figure.peak.bytes if figure.peak else None
-    return NONE if size is None else _short(size / GB, least=2)
-
-
 def _number(value: float, unit: str) -> str:
     """Show a number of a row with its unit."""
-    return f"{_short(value / GB)} GB" if unit == "bytes" else f"{_short(value)} {unit}"
-
-
-def _short(value: float, least: int = 3) -> str:
-    """Show a figure in about five characters; below 1 with `least` decimals or two figures."""
-    if value >= 1000:
-        return f"{value:,.0f}"
-    if 0 < value < 0.01:
-        return f"{value:.2g}"
-    return f"{value:.{least}f}" if value < 1 else f"{value:.3g}"
-
-
-def _cut(rows: Sequence[Sequence[str]], columns: Sequence[str], width: int) -> list[list[str]]:
-    """Cut long names in the first column from the left, so that the table fits the terminal."""
-    heads = [max(column.split("\n"), key=len) for column in columns]
-    others = list(zip(heads, *rows, strict=True))[1:]
-    most = max(8, width - sum(max(map(len, column)) + 2 for column in others) - 2)
-    return [
-        [name if len(name) <= most else "…" + name[1 - most :], *cells] for name, *cells in rows
-    ]
-
-
-def put(table: Table, *, markdown: bool = False) -> None:
-    """Print a table of 80 columns or the same as Markdown, and what it rests on."""
-    title, columns, rows, footer = table
-    if markdown:
-        typer.echo(f"**{title}**\n")
-        heads = [column.replace("% of\n", "% of ").replace("\n", ": ", 1) for column in columns]
-        for cells in (heads, ["---"] + ["---:"] * (len(columns) - 2) + ["---"], *rows):
-            typer.echo("| " + " | ".join(cells) + " |")
-        typer.echo("\n" + "\n".join(f"- {line}" for line in footer) + "\n")
-        return
-    rows = _cut(rows, columns, render.console(stderr=False).width)
-    render.print_table(columns, rows, title=title, right=columns[1:-1])
-    for line in footer:
-        typer.echo(textwrap.fill(line, width=79, subsequent_indent="  "))
+    return f"{short(value / GB)} GB" if unit == "bytes" else f"{short(value)} {unit}"

@@ -13,7 +13,7 @@ from tiny import CONFIG
 from pvdm_cli.benchmark import child, floor
 from pvdm_cli.benchmark.child import Outcome
 from pvdm_cli.benchmark.timing import Timing
-from pvdm_cli.cli import bench_tables
+from pvdm_cli.cli import bench_cells
 
 GB = 2**30
 
@@ -176,7 +176,7 @@ def test_out_of_memory_is_a_row_not_a_failure(
 def test_long_names_are_cut_to_the_terminal_and_nothing_else_is() -> None:
     columns = ["model", "steps", "16 frames\ns / GB", "device"]
     rows = [["x" * 70, "100/20", "84.8 / 18.7", "cpu"], ["short", "1/1", "-", "cpu"]]
-    cut = bench_tables._cut(rows, columns, 60)
+    cut = bench_cells._cut(rows, columns, 60)
     assert cut[0][0].startswith("…x")
     assert len(cut[0][0]) + 6 + 11 + 6 + 3 * 2 + 2 == 60
     assert [row[1:] for row in cut] == [row[1:] for row in rows]

@@ -253,8 +253,10 @@ def test_an_extrapolation_multiplies_out_to_the_whole_video(
     model = tiny_model()
     model.denoiser = Counting(model.config)
     monkeypatch.setattr(sample, "seconds_of", counted)
-    found = sample._extrapolated(model, job(frames=frames), lambda: None)
+    steps: list[tuple[float, float]] = []
+    found = sample._extrapolated(model, job(frames=frames), lambda: None, steps)
     assert found == 7 * 1 + (decodings - 1) * 3 * 10 + decodings * 1000
+    assert [wall for wall, _ in steps] == [1]
 
 
 def test_a_job_survives_the_way_through_json() -> None:
