@@ -155,7 +155,8 @@ class _Run:
         assert model.config.diffusion is not None
         self.denoiser, self.schedule = model.require_denoiser("this model")
         self.diffusion = model.config.diffusion
-        self.bounds = _bounds(model, self.denoiser) if self.diffusion.clamp else False
+        clamp = self.diffusion.clamp and sampling.clamp
+        self.bounds = _bounds(model, self.denoiser) if clamp else False
         self.generators, self.draw = generators, noise_source(generators, model)
         self.sampling, self.labels = sampling, labels
         self.on_step, self.timer = on_step, timer

@@ -97,6 +97,8 @@ class Sampling:
         guidance_interval: Least and greatest share of the noise levels at which clips are guided.
         prefix_noise: Standard deviation of noise put on each prefix, of which the network is told:
             what it then draws depends less on the details, and so on the errors, of the clip before.
+        clamp: Keep each estimate of z0 where an autoencoder's latents can be, as the published
+            sampler does; for models with `diffusion.clamp`, others never do.
         strength: Share of the noise levels that the first clip is drawn from, where it starts from
             latents given instead of from noise alone.
     """
@@ -110,6 +112,7 @@ class Sampling:
     class_guidance: float = 0.0
     guidance_interval: tuple[float, float] = EVERYWHERE
     prefix_noise: float = 0.0
+    clamp: bool = True
     strength: float = 1.0
 
     def check(self, trained: DiffusionConfig) -> None:

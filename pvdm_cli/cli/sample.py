@@ -135,6 +135,12 @@ def sample(
             "models trained with diffusion.prefix_noise.",
         ),
     ] = 0.0,
+    no_clamp: Annotated[
+        bool,
+        typer.Option(
+            "--no-clamp", help="Let estimates of z0 leave the range of an autoencoder's latents."
+        ),
+    ] = False,
     seed: SeedOpt = 0,
     seeds: Annotated[
         str | None,
@@ -266,6 +272,7 @@ def sample(
         class_guidance=class_guidance,
         guidance_interval=guidance_interval,
         prefix_noise=prefix_noise,
+        clamp=not no_clamp,
         seed=seed,
         seeds=parse_seeds(seeds, "--seeds") if seeds else (),
         between=parse_pair(between) if between else None,

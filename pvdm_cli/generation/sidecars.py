@@ -23,8 +23,8 @@ from pvdm_cli.sampling import Sampling
 
 OPTIONS = (  # settings that are options of the command
     *("frames", "steps", "sampler", "spacing", "eta", "variance", "guidance", "guidance_interval"),
-    *("prefix_noise", "seed", "seeds", "between", "prefix", "keep_prefix", "init", "strength"),
-    *("format", "quality", "fps", "class", "class_guidance"),
+    *("prefix_noise", "no_clamp", "seed", "seeds", "between", "prefix", "keep_prefix", "init"),
+    *("strength", "format", "quality", "fps", "class", "class_guidance"),
 )
 
 
@@ -71,6 +71,8 @@ def _sampler_settings(sampling: Sampling) -> dict[str, Any]:
         used["variance"] = sampling.variance
     if not sampling.guided_everywhere:
         used["guidance_interval"] = ",".join(f"{end:.12g}" for end in sampling.guidance_interval)
+    if not sampling.clamp:
+        used["no_clamp"] = True
     return used
 
 

@@ -218,7 +218,7 @@ def test_seconds_are_as_many_frames_as_the_rate_makes_of_them(model: Path, tmp_p
 @pytest.mark.parametrize(
     "options",
     [
-        ["--seeds", "4,2"],
+        ["--seeds", "4,2", "--no-clamp"],
         ["--between", "1,2", "--num", "3"],
         ["--prefix", "VIDEO", "--keep-prefix"],
         ["--init", "VIDEO", "--strength", "0.5", "--quality", "60", "--format", "webp"],

@@ -164,6 +164,14 @@ def test_the_first_clip_is_plain_ddim_from_the_videos_own_noise() -> None:
     assert torch.equal(found, expected)
 
 
+def test_z0_is_held_in_the_latents_range_unless_one_says_otherwise() -> None:
+    model, denoiser = recorded()
+    held, free = run(model, 1, 0), run(model, 1, 0, clamp=False)
+    assert held[0].abs().max() <= 1
+    assert free[0].abs().max() > 1
+    assert torch.equal(denoiser.calls[5].z_t, denoiser.calls[0].z_t)  # the first step of each
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_as_many_ddim_steps_as_were_trained_mean_ancestral_sampling(eta: float) -> None:
     model, denoiser = recorded()
