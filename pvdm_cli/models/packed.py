@@ -25,7 +25,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.product = torch.ops.mkldnn._linear_pointwise.default
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight)
-        self.bias = _contiguous(linear.bias)
+        self.bias = _copied(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
@@ -41,16 +41,16 @@ class PackedConv2d(nn.Module):
         self.shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
         reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
         self.packed = reorder(conv.weight.contiguous().to_mkldnn(), *self.shape)
-        self.bias = _contiguous(conv.bias)
+        self.bias = _copied(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve [b, c, H, W]."""
         return self.product(x, self.packed, self.bias, *self.shape, "none", [], "")
 
 
-def _contiguous(bias: Tensor | None) -> Tensor | None:
-    """Lay a bias out as the operators take it to be: they read a view's storage from its start."""
-    return None if bias is None else bias.detach().contiguous()
+def _copied(bias: Tensor | None) -> Tensor | None:
+    """Copy a bias to memory of its own: the operators read a view with gaps as if it had none."""
+    return None if bias is None else bias.detach().clone(memory_format=torch.contiguous_format)
 
 
 PACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
@@ -74,6 +74,8 @@ def pack(network: nn.Module) -> bool:
         for name, layer in module.named_children():
             if type(layer) in PACKED:
                 setattr(module, name, PACKED[type(layer)](layer))
+    for left in [*network.parameters(), *network.buffers()]:
+        left.data = left.data.clone()  # a view of a mapped file keeps all of it in memory
     return True
 
 
