@@ -101,7 +101,7 @@ class Autoencoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, and so of the features."""
-        return self.to_pixels.weight.dtype
+        return self.encoder.dtype
 
     def encode(self, x: Tensor) -> Planes:
         """Squeeze clips into their three planes, of the dtype of x.
@@ -112,7 +112,7 @@ class Autoencoder(nn.Module):
         expected = (3, self.clip.frames, self.clip.height, self.clip.width)
         if tuple(x.shape[1:]) != expected:
             raise ValueError(f"clips of shape {tuple(x.shape[1:])}, expected {expected}")
-        u = self.encoder(x.to(self.dtype))
+        u = self.encoder(x.to(self.encoder.dtype))
         b, s, h, _, _ = u.shape
         hw = self.projections["hw"](rearrange(u, "b s h w e -> (b h w) s e"))
         sw = self.projections["sw"](rearrange(u, "b s h w e -> (b s w) h e"))
@@ -126,7 +126,7 @@ class Autoencoder(nn.Module):
     def decode(self, z: Planes) -> Tensor:
         """Turn planes back into pixels [b, 3, s, H, W] in (-1, 1), of the dtype of the planes."""
         lifted = [
-            self.from_latent[name](plane.to(self.dtype).movedim(1, -1)).movedim(-1, 1)
+            self.from_latent[name](plane.to(self.decoder.dtype).movedim(1, -1)).movedim(-1, 1)
             for name, plane in zip(Planes._fields, z, strict=True)
         ]
         v = self.decoder(broadcast_sum(Planes(*lifted)).movedim(1, -1))  # [b, s, h, w, e]

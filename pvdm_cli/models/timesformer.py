@@ -107,6 +107,13 @@ class TimeSformer(nn.Module):
         self.head_dim = head_dim
         self.blocks = nn.ModuleList(Block(width, num_heads, head_dim) for _ in range(depth))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the features."""
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        return first.time.norm.weight.dtype
+
     def forward(self, x: Tensor) -> Tensor:
         """Map [b, s, h, w, c] to the same shape."""
         _, s, h, w, _ = x.shape
