@@ -100,6 +100,7 @@ def test_a_video_of_lower_precision_is_another_video(model: Path, tmp_path: Path
         api.sample(model, tmp_path / "b", precision="auto", **quick)  # auto is fp32 on a CPU
 
 
+@pytest.mark.slow
 def test_a_longer_video_of_lower_precision_is_the_one_drawn_in_one_go(
     model: Path, tmp_path: Path
 ) -> None:
