@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pvdm_cli.acceleration import accelerate
 from pvdm_cli.benchmark.coding import bench_coding
 from pvdm_cli.benchmark.compare import compare_results as bench_compare
 from pvdm_cli.benchmark.everything import bench_all
@@ -84,6 +85,7 @@ __all__ = [
     "Survey",
     "TrainResult",
     "Verification",
+    "accelerate",
     "bench_all",
     "bench_coding",
     "bench_compare",
@@ -150,7 +152,8 @@ def encode(
     ranks = here()
     choose = partial(select, holdout=holdout, labels=labels, strict=strict, flip=policy.flip)
     found = ranks.first(partial(choose, videos, selection))
-    model = load_model(autoencoder, device, reporter=reporter)
+    model = load_model(autoencoder, device, reporter=reporter).autoencoder_alone()
+    accelerate(model, precision, compiled=compiled)
     if overwrite and ranks.main and not restarted():  # else it would go with each that dies
         discard_cache(out)
     return encode_videos(
@@ -194,7 +197,8 @@ def survey(
 ) -> Survey:
     """Say what a data set holds and what `encode` would make of it; see `survey.survey`."""
     found = select(videos, selection, holdout=holdout, labels=labels, flip=policy.flip)
-    model = load_model(autoencoder, device, reporter=reporter)
+    model = load_model(autoencoder, device, reporter=reporter).autoencoder_alone()
+    accelerate(model)
     identity = identity_of(model, window_stride, frame_stride=frame_stride, policy=policy)
     return survey_videos(videos, found, model, identity, full=full, timed=timed, reporter=reporter)
 
@@ -216,7 +220,7 @@ def decode(
     """Decode a latent cache back into videos; see `decoding.decode_cache`."""
     opened = Cache.open(cache)
     return decode_cache(
-        load_maker(opened, autoencoder, device),
+        accelerate(load_maker(opened, autoencoder, device).autoencoder_alone(), precision),
         opened,
         out,
         format=format,
@@ -265,12 +269,15 @@ def sample(
     profile: bool = False,
     checkpoint: Checkpoint | None = None,
     device: str = "auto",
+    precision: str = "fp32",
+    compiled: bool = False,
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> SampleResult:
     """Draw long videos; the same call again makes what is missing; see `generation.run.generate`.
 
-    What the options are is said in `generation.request.SampleRequest` and `sampling.Sampling`;
+    What the options are is said in `generation.request.SampleRequest`, `sampling.Sampling` and
+    `acceleration.accelerate`;
     frames are 128 where neither they nor seconds are given, with drift as many as 64 clips have.
     """
     if frames is not None and seconds is not None:
@@ -314,6 +321,7 @@ def sample(
     request.check()  # before a large model is loaded
     origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
     found = load_model(model, device, checkpoint, reporter=reporter)
+    accelerate(found, precision, compiled=compiled)
     return generate(found, Path(out), request, origin=origin, reporter=reporter)
 
 
@@ -405,7 +413,14 @@ def eval_model(
     origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
     found = load_model(model, device, checkpoint, reporter=reporter)
     return compare(
-        found, origin, Path(real), Path(out), drawing, request, dataset=dataset, reporter=reporter
+        accelerate(found),
+        origin,
+        Path(real),
+        Path(out),
+        drawing,
+        request,
+        dataset=dataset,
+        reporter=reporter,
     )
 
 
@@ -458,7 +473,9 @@ def eval_inception_model(
     )
     origin = [str(model), *([] if checkpoint is None else ["--checkpoint", str(checkpoint)])]
     found = load_model(model, device, checkpoint, reporter=reporter)
-    return draw_for_inception(found, origin, Path(out), drawing, convention, reporter=reporter)
+    return draw_for_inception(
+        accelerate(found), origin, Path(out), drawing, convention, reporter=reporter
+    )
 
 
 def eval_inception(
@@ -490,7 +507,7 @@ def eval_reconstruction(
     found = load_model(model, device, checkpoint, reporter=reporter)
     run = run_config(Path(model))
     return measure_reconstruction(
-        found,
+        accelerate(found.autoencoder_alone()),
         str(model),
         Path(data),
         split_name=split,

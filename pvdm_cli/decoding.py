@@ -21,7 +21,6 @@ from pvdm_cli.errors import DataError, ModelError
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model, load_model
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.runtime import autocast
 from pvdm_cli.video import pixels, write
 
 
@@ -190,6 +189,6 @@ def _stem(name: str) -> str:
 
 def decode_clips(model: Model, z_flat: Tensor, precision: str = "fp32") -> NDArray[np.uint8]:
     """Decode flat latents [b, c, n] to clips uint8 [b, s, H, W, 3]."""
-    with torch.inference_mode(), autocast(model.device, precision):
+    with torch.inference_mode(), model.arithmetic(precision):
         planes = unflatten(z_flat.to(model.device, torch.float32), model.config.latent)
         return pixels.to_uint8(model.autoencoder.decode(planes)).cpu().numpy()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pvdm_cli.acceleration import accelerate
 from pvdm_cli.benchmark.noise import noise_stage
 from pvdm_cli.benchmark.timing import seconds_of
 from pvdm_cli.benchmark.train import stepper
@@ -103,7 +104,7 @@ def run_demo(
         f"encode {videos} --autoencoder {encoder} --window-stride {WINDOW_STRIDE} --out {cache}",
     )
     encoded = encode_videos(
-        load_model(encoder, device),
+        accelerate(load_model(encoder, device)),
         select(videos).sources,
         cache,
         window_stride=WINDOW_STRIDE,
@@ -194,7 +195,7 @@ def _sample(
         grid="gif",
         overwrite=True,
     )
-    model = load_model(run, device)
+    model = accelerate(load_model(run, device))
     return generate(model, out, request, origin=[str(run)], reporter=reporter)
 
 

@@ -15,9 +15,8 @@ from pvdm_cli.data.cache_shard import Latents
 from pvdm_cli.errors import ModelError
 from pvdm_cli.latents import flatten
 from pvdm_cli.model import Model
-from pvdm_cli.models.compiled import compile_network
 from pvdm_cli.progress import SILENT, Reporter
-from pvdm_cli.runtime import autocast, ran_out
+from pvdm_cli.runtime import ran_out
 from pvdm_cli.video import pixels
 
 LARGEST_BATCH = 64  # of `auto`: beyond it a GPU gains nothing more
@@ -35,7 +34,7 @@ def encode_measured(
     model: Model, frames: NDArray[np.uint8], precision: str = "fp32"
 ) -> tuple[NDArray[np.float16], Rounding]:
     """Encode clips as `encode_clips` does, and tell what rounding to fp16 has cost."""
-    with torch.inference_mode(), autocast(model.device, precision):
+    with torch.inference_mode(), model.arithmetic(precision):
         x = pixels.to_float(torch.from_numpy(frames).to(model.device))
         z = flatten(model.autoencoder.encode(x))
         cached = z.to(torch.float16)
@@ -66,14 +65,12 @@ class Encoder:
             model: Its autoencoder encodes, on the device it is on.
             batch_size: Clips per forward pass to begin with; None: `suggested_batch`.
             precision: fp32 | bf16 | fp16.
-            compiled: Hand the network to torch.compile.
+            compiled: The network is compiled, so that all batches have to be of one size.
             reporter: Told of batches that do not fit.
         """
         self.batch_size = batch_size or suggested_batch(model, precision)
         self._model, self._precision = model, precision
         self._compiled, self._reporter = compiled, reporter
-        if compiled:
-            compile_network(model.autoencoder)
 
     def encode(self, frames: NDArray[np.uint8]) -> Iterator[tuple[Latents, Rounding]]:
         """Encode clips uint8 [b, s, H, W, 3], in one pass or, if they do not fit, in several.

@@ -92,7 +92,7 @@ def encode_videos(
             It is halved where memory runs out.
         workers: Decoding processes; 0: threads of this one; None: as many as the device needs.
         precision: fp32 | bf16 | fp16 arithmetic; the cache is fp16 anyway.
-        compiled: Hand the encoder to torch.compile, which takes a minute or more to begin with.
+        compiled: The encoder is compiled, so that all batches have to be of one size.
         strict: Stop at the first video that cannot be used.
         keep_partial: Keep the frames before a decode error instead of skipping the video.
         by_hash: Know a video by the hash of its content, not by its name, size and time.

@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import safetensors.torch
 import torch
@@ -28,11 +29,12 @@ from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.published.pair import CONVERT, Pair, read_pair
 from pvdm_cli.published.paths import published_files
-from pvdm_cli.runtime import resolve_device
+from pvdm_cli.runtime import autocast, resolve_device
 from pvdm_cli.shipped import preset_names
 
 FORMAT = 1
 DEMO = PACKAGE / "demo_model"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGAIN = "copy the model again"  # what to do about a damaged model, where nothing else is known
 
 Checkpoint = int | Literal["best"]  # the step of one, or the one that did best when validated
@@ -64,10 +66,32 @@ class Model:
         diffusion = self.config.diffusion
         return Schedule.from_config(diffusion) if diffusion else None
 
+    def autoencoder_alone(self) -> Self:
+        """The same model without its denoiser, for what does not sample."""
+        return replace(self, denoiser=None)
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the autoencoder's weights as float32: what a latent cache belongs to."""
         return fingerprint(self.autoencoder)
+
+    @cached_property
+    def denoiser_fingerprint(self) -> str | None:
+        """The same of the denoiser's weights: what a video belongs to."""
+        return None if self.denoiser is None else fingerprint(self.denoiser)
+
+    def fix_fingerprints(self) -> None:
+        """Take both fingerprints now, before the weights are changed into another form."""
+        _ = self.fingerprint, self.denoiser_fingerprint
+
+    @property
+    def precision(self) -> str:
+        """Of the weights: fp32, unless `acceleration.accelerate` has lowered it."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.autoencoder.dtype)
+
+    def arithmetic(self, precision: str) -> AbstractContextManager[object]:
+        """Compute in a precision by autocast, unless the weights are lowered already."""
+        return autocast(self.device, precision if self.precision == "fp32" else "fp32")
 
     @property
     def device(self) -> torch.device:

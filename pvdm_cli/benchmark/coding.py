@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
+from pvdm_cli.acceleration import accelerate
 from pvdm_cli.benchmark.figure import Bench, Figure
 from pvdm_cli.benchmark.floor import coding_work
 from pvdm_cli.benchmark.maximum import limit_of
@@ -127,7 +128,7 @@ def measure(
 ) -> dict[str, Any]:
     """Do the job in this process: build, warm up, time; JSON values."""
     device, meter = begin(job, on_excess)
-    model = build_autoencoder(job.subject, device, job.seed)
+    model = accelerate(build_autoencoder(job.subject, device, job.seed), job.precision)
     clip, latent = model.config.clip, model.config.latent
     shape = (job.batch, clip.frames, clip.height, clip.width, 3)
     frames = np.random.default_rng(job.seed).integers(256, size=shape, dtype=np.uint8)
@@ -138,8 +139,8 @@ def measure(
 
     def work() -> None:
         if job.way == "encode":
-            encode_clips(model, frames, job.precision)
+            encode_clips(model, frames)
         else:
-            decode_clips(model, z, job.precision)
+            decode_clips(model, z)
 
     return timed(work, job, device, meter, on_step, "batch")

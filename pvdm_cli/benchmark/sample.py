@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 
+from pvdm_cli.acceleration import accelerate
 from pvdm_cli.benchmark.figure import Bench, Figure
 from pvdm_cli.benchmark.floor import sampling_work
 from pvdm_cli.benchmark.maximum import limit_of
@@ -25,7 +26,7 @@ from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.rollout import rollout, rollout_latents
-from pvdm_cli.runtime import autocast, generator, resolve_device
+from pvdm_cli.runtime import generator, resolve_device
 from pvdm_cli.sampling import Sampler, Sampling, Steps
 from pvdm_cli.video.pixels import to_uint8
 
@@ -170,17 +171,16 @@ def measure(
 ) -> dict[str, Any]:
     """Do the job in this process: build, warm up, time; JSON values."""
     device, meter = begin(job, on_excess)
-    model = build(job.subject, device, job.seed)
+    model = accelerate(build(job.subject, device, job.seed), job.precision)
     meter.restart()
     steps: list[tuple[float, float]] = []
     once = partial(_extrapolated, steps=steps) if job.extrapolate else _whole
     few = Steps(min(2, job.steps.first), min(2, job.steps.following))
-    with autocast(device, job.precision):
-        _synthesise(model, 2, replace(job, steps=few), on_step)
-        timing = Timing.of(
-            repeat(lambda: once(model, job, on_step), job.repeats),
-            warm_up=f"2 clips of {few.first} and {few.following} steps",
-        )
+    _synthesise(model, 2, replace(job, steps=few), on_step)
+    timing = Timing.of(
+        repeat(lambda: once(model, job, on_step), job.repeats),
+        warm_up=f"2 clips of {few.first} and {few.following} steps",
+    )
     found = outcome(timing, meter)
     if steps:
         seconds, processor = map(list, zip(*steps, strict=True))

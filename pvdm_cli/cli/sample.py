@@ -60,6 +60,15 @@ class Format(StrEnum):
     npz = "npz"
 
 
+class Precision(StrEnum):
+    """Arithmetic of the networks."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    auto = "auto"
+
+
 class GridFormat(StrEnum):
     """File formats of the grid."""
 
@@ -220,6 +229,19 @@ def sample(
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
     checkpoint: CheckpointOpt = None,
     device: DeviceOpt = "auto",
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="Arithmetic of the networks; auto: bf16 on GPUs that have it, else fp32. Videos of "
+            "another precision are other videos."
+        ),
+    ] = Precision.fp32,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the networks first: minutes, for faster steps on a GPU."
+        ),
+    ] = False,
     nproc_per_node: NprocOpt = None,
     nnodes: NnodesOpt = "1",
     rdzv_endpoint: RdzvOpt = None,
@@ -240,6 +262,7 @@ def sample(
         pvdm sample runs/sky --num 16 --grid gif --out skies
         pvdm sample runs/sky --num 16 --frames 1000 --out skies
         pvdm sample runs/sky --steps 200/200 --batch-size 8 --device cuda
+        pvdm sample runs/sky --precision bf16 --compile --device cuda
         pvdm sample runs/sky --sampler dpm++ --steps 20/10
         pvdm sample runs/ucf101 --class YoYo --class-guidance 2 --num 4
         pvdm sample runs/sky --prefix my-video.mp4 --keep-prefix --seconds 30
@@ -291,6 +314,8 @@ def sample(
         profile=profile,
         checkpoint=checkpoint,
         device=device,
+        precision=precision.value,
+        compiled=compiled,
         overwrite=overwrite,
         reporter=reporter,
     )

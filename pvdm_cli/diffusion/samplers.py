@@ -160,5 +160,9 @@ def clamped(z0: Tensor, clamp: bool | Bounds) -> Tensor:
 
 
 def ask(predict: Predict, z_t: Tensor, t: int) -> Tensor:
-    """Call predict with the timestep repeated for every row; the answer in the dtype of z_t."""
-    return predict(z_t, torch.full((len(z_t),), t, device=z_t.device)).to(z_t.dtype)
+    """Call predict with the timestep repeated for every row; the answer in the dtype of z_t.
+
+    It is copied: a network that runs as a CUDA graph writes its next answer into the same memory.
+    """
+    prediction = predict(z_t, torch.full((len(z_t),), t, device=z_t.device))
+    return prediction.to(z_t.dtype, copy=True)

@@ -18,13 +18,13 @@ from pvdm_cli.classes import NO_CLASS, find_class, in_turn
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import LEFTOVER
 from pvdm_cli.generation.request import QUALITY, Item, SampleRequest
-from pvdm_cli.model import Model, fingerprint
+from pvdm_cli.model import Model
 from pvdm_cli.sampling import Sampling
 
 OPTIONS = (  # settings that are options of the command
     *("frames", "steps", "sampler", "spacing", "eta", "variance", "guidance", "guidance_interval"),
     *("prefix_noise", "no_clamp", "seed", "seeds", "between", "prefix", "keep_prefix", "init"),
-    *("strength", "format", "quality", "fps", "class", "class_guidance"),
+    *("strength", "format", "quality", "fps", "class", "class_guidance", "precision"),
 )
 
 
@@ -42,10 +42,9 @@ def run_settings(
         fps: Frame rate written.
         digest: Hash of the clip that the videos start from, if there is one.
     """
-    assert model.denoiser is not None
     return {
         "autoencoder": model.fingerprint,
-        "denoiser": fingerprint(model.denoiser),
+        "denoiser": model.denoiser_fingerprint,
         "frames": request.frames,
         "steps": str(request.sampling.steps),
         "sampler": request.sampling.sampler,
@@ -57,6 +56,8 @@ def run_settings(
         "format": request.format,
         **({} if request.quality == QUALITY else {"quality": request.quality}),
         "fps": fps,
+        # Videos that do not say are fp32: of before there was a choice.
+        **({} if model.precision == "fp32" else {"precision": model.precision}),
     }
 
 
@@ -125,7 +126,7 @@ def describe(
         "model": origin[0],
         "config": model.config.model_dump(mode="json"),
         "device": _device_name(model.device),
-        "dtype": str(next(model.autoencoder.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(model.autoencoder.dtype).removeprefix("torch."),
         "version": version("pvdm"),
         "torch": torch.__version__,
     }

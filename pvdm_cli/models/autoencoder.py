@@ -98,8 +98,13 @@ class Autoencoder(nn.Module):
         # A transposed convolution with stride = kernel: used as the linear map that it is.
         self.to_pixels = nn.ConvTranspose2d(ae.width, 3, ae.patch, stride=ae.patch)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the features."""
+        return self.encoder.dtype
+
     def encode(self, x: Tensor) -> Planes:
-        """Squeeze clips into their three planes.
+        """Squeeze clips into their three planes, of the dtype of x.
 
         Raises:
             ValueError: If x is not of the configured clip size.
@@ -107,25 +112,26 @@ class Autoencoder(nn.Module):
         expected = (3, self.clip.frames, self.clip.height, self.clip.width)
         if tuple(x.shape[1:]) != expected:
             raise ValueError(f"clips of shape {tuple(x.shape[1:])}, expected {expected}")
-        u = self.encoder(x)
+        u = self.encoder(x.to(self.encoder.dtype))
         b, s, h, _, _ = u.shape
         hw = self.projections["hw"](rearrange(u, "b s h w e -> (b h w) s e"))
         sw = self.projections["sw"](rearrange(u, "b s h w e -> (b s w) h e"))
         sh = self.projections["sh"](rearrange(u, "b s h w e -> (b s h) w e"))
         return Planes(
-            rearrange(hw, "(b h w) c -> b c h w", b=b, h=h),
-            rearrange(sw, "(b s w) c -> b c s w", b=b, s=s),
-            rearrange(sh, "(b s h) c -> b c s h", b=b, s=s),
+            rearrange(hw, "(b h w) c -> b c h w", b=b, h=h).to(x.dtype),
+            rearrange(sw, "(b s w) c -> b c s w", b=b, s=s).to(x.dtype),
+            rearrange(sh, "(b s h) c -> b c s h", b=b, s=s).to(x.dtype),
         )
 
     def decode(self, z: Planes) -> Tensor:
-        """Turn planes back into pixels [b, 3, s, H, W] in (-1, 1)."""
+        """Turn planes back into pixels [b, 3, s, H, W] in (-1, 1), of the dtype of the planes."""
         lifted = [
-            self.from_latent[name](plane.movedim(1, -1)).movedim(-1, 1)
+            self.from_latent[name](plane.to(self.decoder.dtype).movedim(1, -1)).movedim(-1, 1)
             for name, plane in zip(Planes._fields, z, strict=True)
         ]
         v = self.decoder(broadcast_sum(Planes(*lifted)).movedim(1, -1))  # [b, s, h, w, e]
         patches = v @ self.to_pixels.weight.flatten(1)  # [b, s, h, w, rgb*y*x]
+        patches = patches.to(z.hw.dtype)  # bf16 has steps of a grey level near black and white
         pixels = rearrange(
             patches,
             "b s h w (rgb y x) -> b rgb s (h y) (w x)",

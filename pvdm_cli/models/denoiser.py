@@ -264,6 +264,11 @@ class Denoiser(nn.Module):
         classes = len(config.classes)
         self.class_embedding = ClassEmbedding(classes, base, 4 * base) if classes else None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the features."""
+        return self.norm_out.weight.dtype
+
     def normalise(self, z: Tensor) -> Tensor:
         """Bring latents [b, c, n] of the autoencoder to the scale this network works in."""
         return z if self.scale is None else self.scale.apply_to(z)
@@ -276,8 +281,7 @@ class Denoiser(nn.Module):
         self, t: Tensor, prefix_noise: Tensor | None = None, label: Tensor | None = None
     ) -> list[Tensor]:
         """Return scale and shift [b, 2c] of every residual block at t, levels and labels [b]."""
-        dtype = self.film.weight.dtype
-        embedding = timestep_embedding(t, self.base_channels).to(dtype)
+        embedding = timestep_embedding(t, self.base_channels).to(self.dtype)
         if self.class_embedding is None:
             embedding = self.time_embedding(embedding)
         else:  # before the last SiLU, as in guided-diffusion
@@ -286,7 +290,7 @@ class Denoiser(nn.Module):
             embedding = self.time_embedding[-1](embedding)
         if self.prefix_noise_embedding is not None:
             level = torch.zeros_like(t) if prefix_noise is None else 1000 * prefix_noise
-            waves = timestep_embedding(level, self.base_channels).to(dtype)
+            waves = timestep_embedding(level, self.base_channels).to(self.dtype)
             embedding = embedding + self.prefix_noise_embedding(waves)
         return list(self.film(embedding).split(self.film_sizes, dim=-1))
 
@@ -315,7 +319,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"z_t has n={z_t.shape[-1]}, the denoiser needs {self.latent.flat}")
         films = self.films(t, prefix_noise, label)
         prefix = torch.zeros_like(z_t) if z_prefix is None else z_prefix
-        tokens = torch.cat([z_t, prefix], dim=1).to(self.conv_in.weight.dtype).transpose(1, 2)
+        tokens = torch.cat([z_t, prefix], dim=1).to(self.dtype).transpose(1, 2)
         grids = split_tokens(tokens.contiguous(), self.groups)
         grids = [self._stem(grid) for grid in grids]
         if self.positions is not None:

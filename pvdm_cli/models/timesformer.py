@@ -68,11 +68,15 @@ class AxisAttention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Attend over frames (for each patch) or over patches (for each frame)."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_dim))
-        # [b, s, p, 3, m, d] -> [3, b, p or s, m, s or p, d]
-        order = (3, 0, 2, 4, 1, 5) if self.over_frames else (3, 0, 1, 4, 2, 5)
-        q, k, v = qkv.permute(order).flatten(1, 2).unbind(0)
-        q, k = rotate_pairs(q, *rotary), rotate_pairs(k, *rotary)
-        mixed = attention(q, k, v.contiguous()).unflatten(0, (x.shape[0], -1))
+        # Both at once and as they lie: each copy into another order costs more than attention does.
+        tables = [table[:, None, None] for table in rotary]  # [p, 2, m, d] of [b, s, p, 2, m, d]
+        if self.over_frames:
+            tables = [table[:, None] for table in tables]  # [s, p, 2, m, d]
+        q, k = rotate_pairs(qkv[..., :2, :, :], *tables).unbind(3)
+        # [b, s, p, m, d] -> [b, p or s, m, s or p, d]
+        order = (0, 2, 3, 1, 4) if self.over_frames else (0, 1, 3, 2, 4)
+        q, k, v = (each.permute(order).flatten(0, 1) for each in (q, k, qkv[..., 2, :, :]))
+        mixed = attention(q, k, v).unflatten(0, (x.shape[0], -1))
         # [b, p or s, m, s or p, d] -> [b, s, p, m*d]
         back = (0, 3, 1, 2, 4) if self.over_frames else (0, 1, 3, 2, 4)
         return x + self.out(mixed.permute(back).flatten(3))
@@ -102,6 +106,13 @@ class TimeSformer(nn.Module):
         super().__init__()
         self.head_dim = head_dim
         self.blocks = nn.ModuleList(Block(width, num_heads, head_dim) for _ in range(depth))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the features."""
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        return first.time.norm.weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [b, s, h, w, c] to the same shape."""

@@ -85,6 +85,32 @@ def test_the_sidecar_says_how_to_make_the_video_again(model: Path, tmp_path: Pat
     assert json.loads((tmp_path / "b/video-00000.json").read_text()) == told
 
 
+def test_a_video_of_lower_precision_is_another_video(model: Path, tmp_path: Path) -> None:
+    quick = {**QUICK, "format": "npz"}
+    full = api.sample(model, tmp_path / "a", **quick)
+    assert "precision" not in json.loads((tmp_path / "a/video-00000.json").read_text())["settings"]
+    with pytest.raises(PvdmError, match="precision unset instead of bf16"):
+        api.sample(model, tmp_path / "a", precision="bf16", **quick)
+    half = api.sample(model, tmp_path / "b", precision="bf16", **quick)
+    told = json.loads((tmp_path / "b/video-00000.json").read_text())
+    assert (told["settings"]["precision"], told["dtype"]) == ("bf16", "bfloat16")
+    assert "--precision bf16" in told["command"]
+    assert (frames_of(half.videos[0]) != frames_of(full.videos[0])).any()
+    with pytest.raises(PvdmError, match="precision bf16 instead of unset"):
+        api.sample(model, tmp_path / "b", precision="auto", **quick)  # auto is fp32 on a CPU
+
+
+@pytest.mark.slow
+def test_a_longer_video_of_lower_precision_is_the_one_drawn_in_one_go(
+    model: Path, tmp_path: Path
+) -> None:
+    quick = {"steps": "4/2", "device": "cpu", "format": "npz", "precision": "bf16"}
+    for frames in (4, 10):
+        longer = api.sample(model, tmp_path / "a", frames=frames, **quick)
+    whole = api.sample(model, tmp_path / "b", frames=10, **quick)
+    np.testing.assert_array_equal(frames_of(longer.videos[0]), frames_of(whole.videos[0]))
+
+
 @pytest.mark.parametrize(
     ("settings", "told", "absent"),
     [

@@ -1,0 +1,110 @@
+"""Linear maps and convolutions whose weights lie as oneDNN's kernels read them; CPU, inference.
+
+torch's own layers bring a convolution's weights into that order in every call, and hand fp32
+products to a library that is slow on some processors. The operators are torch's compiler's and not
+public, so `pack` asks first whether they are there and right, and else leaves the network as it is.
+
+Axes: b batch, c channels, H and W of an image.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
+
+
+class PackedLinear(nn.Module):
+    """nn.Linear with packed weights."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.product = torch.ops.mkldnn._linear_pointwise.default
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight)
+        self.bias = _copied(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
+        return self.product(x, self.packed, self.bias, "none", [], "")
+
+
+class PackedConv2d(nn.Module):
+    """nn.Conv2d with packed weights; channels-last images stay channels-last."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.product = torch.ops.mkldnn._convolution_pointwise.default
+        self.shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
+        self.packed = reorder(conv.weight.contiguous().to_mkldnn(), *self.shape)
+        self.bias = _copied(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve [b, c, H, W]."""
+        return self.product(x, self.packed, self.bias, *self.shape, "none", [], "")
+
+
+def _copied(bias: Tensor | None) -> Tensor | None:
+    """Copy a bias to memory of its own: the operators read a view with gaps as if it had none."""
+    return None if bias is None else bias.detach().clone(memory_format=torch.contiguous_format)
+
+
+PACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv2d: PackedConv2d,
+}
+
+
+def pack(network: nn.Module) -> bool:
+    """Replace the linear maps and convolutions of a network on the CPU, where that is possible.
+
+    The weights they held are freed one by one: the network can then neither be trained nor saved.
+
+    Returns:
+        Whether it was done.
+    """
+    dtype = next(network.parameters()).dtype
+    if not can_pack(dtype):
+        return False
+    for module in list(network.modules()):
+        for name, layer in module.named_children():
+            if type(layer) in PACKED:
+                setattr(module, name, PACKED[type(layer)](layer))
+    for left in [*network.parameters(), *network.buffers()]:
+        left.data = left.data.clone()  # a view of a mapped file keeps all of it in memory
+    return True
+
+
+@lru_cache(maxsize=4)
+def can_pack(dtype: torch.dtype) -> bool:
+    """Try both layers on something small: whether the operators are there and give torch's result."""
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    x = torch.linspace(-1, 1, 2 * 16 * 6 * 6).view(2, 16, 6, 6).sin()
+    weight = torch.linspace(-9, 9, 24 * 16 * 3 * 3).view(24, 16, 3, 3).cos() / 12
+    x, weight, bias = x.to(dtype), weight.to(dtype), weight[:, 0, 0, 0].to(dtype)
+    linear = _layer(nn.Linear(16, 24, device="meta"), weight[..., 0, 0], bias)
+    conv = _layer(nn.Conv2d(16, 24, 3, padding=1, device="meta"), weight, bias)
+    tokens = x.movedim(1, -1)
+    try:
+        with torch.inference_mode():
+            found = PackedLinear(linear)(tokens), PackedConv2d(conv)(x)
+    except (AttributeError, RuntimeError, TypeError):  # NotImplementedError is a RuntimeError
+        return False
+    wanted = (
+        F.linear(tokens.float(), weight[..., 0, 0].float(), bias.float()),
+        F.conv2d(x.float(), weight.float(), bias.float(), padding=1),
+    )
+    return all(
+        torch.allclose(ours.float(), theirs, rtol=0, atol=tolerance)
+        for ours, theirs in zip(found, wanted, strict=True)
+    )
+
+
+def _layer(layer: LayerT, weight: Tensor, bias: Tensor) -> LayerT:
+    """Give a layer its weights."""
+    layer.weight, layer.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+    return layer
