@@ -323,6 +323,7 @@ def test_of_paths_only_names_are_kept(text: object, left: object) -> None:
     assert without_places(text) == left
 
 
+@pytest.mark.slow
 def test_a_process_samples_offline_from_the_cache(model: Path, tmp_path: Path) -> None:
     fill_cache(tmp_path / "home" / "hub", REPO, "c" * 40, model, "v1")
     environment = {

@@ -106,6 +106,7 @@ def test_grey_videos_are_grey(model: Model, sky: np.ndarray, tmp_path: Path) -> 
     assert (clip.frames[..., 0] == clip.frames[..., 2]).all()
 
 
+@pytest.mark.slow
 def test_a_table_of_stretches_encodes_them_with_their_classes(
     run: Run, shared: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_table_of_stretches_encodes_them_with_their_classes(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ucf101_is_encoded_by_its_lists(run: Run, shared: Path, tmp_path: Path) -> None:
     lists = tmp_path / "ucf" / "ucfTrainTestlist"
     lists.mkdir(parents=True)
@@ -238,6 +240,7 @@ def test_a_rate_picks_frames_by_time_and_is_the_rate_of_the_cache(
         identity_of(model, frame_stride=2, policy=Policy(rate=10))
 
 
+@pytest.mark.slow
 def test_a_frame_without_rate_is_skipped_saying_how_to_give_one(
     run: Run, wide: Path, tmp_path: Path
 ) -> None:
@@ -344,6 +347,7 @@ def test_ls_tells_what_encode_then_makes(run: Run, wide: Path, tmp_path: Path) -
     assert told["cache_bytes"] == pytest.approx(made["bytes"], rel=0.2)  # but for headers
 
 
+@pytest.mark.slow
 def test_ls_names_every_odd_file_among_good_ones(run: Run, shared: Path, tmp_path: Path) -> None:
     for source in find_videos(shared / "data" / "odd"):
         if source.path.stat().st_size < 100_000:  # those that decode quickly

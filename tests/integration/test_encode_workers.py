@@ -83,6 +83,7 @@ def test_a_process_gives_the_clips_that_a_thread_gives(
     assert process.pid is None  # ended with the feed
 
 
+@pytest.mark.slow
 def test_a_killed_decoder_is_noticed_and_its_video_tried_again(
     skies: list[Source], process: Process
 ) -> None:

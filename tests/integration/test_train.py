@@ -300,6 +300,7 @@ def test_a_run_that_no_longer_gets_better_ends_and_stays_ended(
     assert place.train("autoencoder", tmp_path / "run", *often, *still).step == 3
 
 
+@pytest.mark.slow
 def test_without_a_cache_videos_are_encoded_as_training_goes(place: Place, tmp_path: Path) -> None:
     live: dict[str, Any] = {
         "data": place.videos, "cache": None, "autoencoder": str(place.first_stage)
@@ -460,6 +461,7 @@ def test_held_out_videos_that_are_too_short_are_done_without(place: Place, tmp_p
     assert series(tmp_path / "run", "val_psnr") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_video_is_enough_to_train_without_validation(
     place: Place, tmp_path: Path, stage: str

@@ -54,6 +54,7 @@ def run(place: Place, cache: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_with_classes_names_them_and_goes_on_as_it_was(
     place: Place, cache: Path, run: Path, tmp_path: Path
 ) -> None:

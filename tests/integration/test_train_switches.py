@@ -147,6 +147,7 @@ def test_mirrored_videos_are_second_copies_whose_clips_follow_each_other(place: 
     assert [video.path for video in both.videos] == 2 * [video.path for video in plain.videos]
 
 
+@pytest.mark.slow
 def test_a_run_with_mirrored_clips_learns_something_else_in_either_stage(
     place: Place, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / latest / "state" / "training.safetensors")
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one_for_fifty_steps(
     place: Place, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def whole(run: Path) -> bool:
 # A full disk ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_costs_no_step_and_no_line(
     place: Place, small_disk: Path
 ) -> None:
@@ -257,6 +258,7 @@ def test_sampling_from_a_broken_checkpoint_says_which_one_to_take(copy: Path) ->
 # Clocks --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_wall_clock_that_jumps_changes_nothing(
     place: Place, whole_runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +355,7 @@ def test_a_checkpoint_that_fails_gives_its_rank_to_the_next(
     assert newest(run) == 8
 
 
+@pytest.mark.slow
 def test_weights_of_a_checkpoint_are_those_of_its_step_though_training_went_on(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

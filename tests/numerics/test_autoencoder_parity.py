@@ -75,6 +75,8 @@ def test_pixels_are_those_of_a_transposed_convolution() -> None:
     expected = 2 * torch.sigmoid(autoencoder.to_pixels(v)) - 1
 
     class Given(torch.nn.Module):
+        dtype = v.dtype
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return v.movedim(1, -1)[None]
 

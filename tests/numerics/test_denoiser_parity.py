@@ -185,6 +185,7 @@ def test_convolution_weights_stay_channels_last_after_loading_by_assignment() ->
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
+@pytest.mark.slow
 def test_the_forward_pass_is_one_graph() -> None:
     config = small(2, 4, 4)
     denoiser = seeded_denoiser(config)

@@ -115,6 +115,7 @@ def test_the_watch_calls_once_the_limit_is_passed_and_not_before() -> None:
         assert exceeded.wait(20)
 
 
+@pytest.mark.slow
 def test_a_measurement_does_not_inherit_the_peak_of_its_parent() -> None:
     with holding(400 * MB):
         found = child.measure("sample", asdict(job(frames=3, repeats=1)))

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import big_cache
+import pytest
 import torch
 
 from pvdm_cli.data.cache import Cache
 
 
+@pytest.mark.slow
 def test_a_million_clips_are_opened_within_a_second_and_300_mb(tmp_path: Path) -> None:
     path = big_cache.write_big_cache(tmp_path / "c", videos=100_000, clips=10)
     command = [sys.executable, big_cache.__file__, "open", str(path)]

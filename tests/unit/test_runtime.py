@@ -10,6 +10,7 @@ import torch
 from pvdm_cli.runtime import matrix_rate, resolve_precision
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ru_maxrss is all there is")
 def test_peak_memory_does_not_begin_at_that_of_the_process_that_started_this_one() -> None:
     ours = np.ones(100 * 2**20)  # 800 MiB
