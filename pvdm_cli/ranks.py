@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -204,8 +204,10 @@ def joined() -> Iterator[Ranks]:
         )
     _here = Ranks(rank, size, PrefixStore("pvdm", store))
     yield _here
-    # Only after good work: with a peer gone this could wait for it.
-    _here.barrier()
+    # Only after good work: with a peer gone this could wait for it. One that leaves sooner may break
+    # the connection of one that is still here; by then all have done their work.
+    with suppress(PeerLostError):
+        _here.barrier()
     _here = Ranks()
     dist.destroy_process_group()
 

@@ -199,7 +199,11 @@ def test_two_machines_meet_at_an_endpoint(place: Place, tmp_path: Path) -> None:
     given = place.command("diffusion", run, *KEYS, "training.steps=5")
     meet = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-endpoint", f"localhost:{free_port()}"]
     machines = [pvdm([*given, *meet, "--json"]) for _ in range(2)]
-    found = [ended(machine) for machine in machines]
+    try:
+        found = [ended(machine) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
     assert [code for code, _, _ in found] == [0, 0], found
     assert sorted(bool(out) for _, out, _ in found) == [
         False,

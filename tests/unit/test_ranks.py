@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import typer
+from ranks_together import free_port
 
 from pvdm_cli import ranks
 from pvdm_cli.cli import launch, render
@@ -170,3 +172,21 @@ def test_a_number_left_in_the_shell_does_not_silence_a_command(
 ) -> None:
     monkeypatch.setenv("RANK", "3")
     assert render.reporter() is not SILENT
+
+
+def test_who_is_left_alone_after_the_work_is_done_has_done_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+    for key, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(key, str(value))
+
+    def broken(self: Ranks) -> None:
+        raise PeerLostError("another process of this run has ended")
+
+    monkeypatch.setattr(ranks, "launched", lambda: True)
+    monkeypatch.setattr(Ranks, "barrier", broken)
+    with ranks.joined() as here:
+        assert here.store is not None
+    assert ranks.here().store is None
+    assert not dist.is_initialized()
