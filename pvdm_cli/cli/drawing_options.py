@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 SCORED = Path("samples-scored")
+STEPS, LENGTH, AT_ONCE = "400/400", 128, 4
 
 StepsOpt = Annotated[
     str, typer.Option(metavar="N/M", help="With --model: steps, as of `pvdm sample`.")
@@ -28,3 +29,8 @@ ScoredOpt = Annotated[
     Path, typer.Option("--out", "-o", help="With --model: where drawn videos and scores go.")
 ]
 AtOnceOpt = Annotated[int, typer.Option(min=1, help="With --model: videos drawn at once.")]
+
+
+def drawing_asked(steps: str, length: int, out: Path, batch_size: int) -> bool:
+    """Whether any of these was given, which without --model would do nothing."""
+    return (steps, length, out, batch_size) != (STEPS, LENGTH, SCORED, AT_ONCE)

@@ -10,13 +10,17 @@ import typer
 from pvdm_cli.cli import eval_tables, launch, render
 from pvdm_cli.cli.dataset_options import SOME_SKIPPED
 from pvdm_cli.cli.drawing_options import (
+    AT_ONCE,
+    LENGTH,
     SCORED,
+    STEPS,
     AtOnceOpt,
     ClassGuidanceOpt,
     ClassOpt,
     LengthOpt,
     ScoredOpt,
     StepsOpt,
+    drawing_asked,
 )
 from pvdm_cli.cli.launch import NnodesOpt, NprocOpt, RdzvOpt, RestartsOpt
 from pvdm_cli.cli.options import (
@@ -59,12 +63,12 @@ def is_(
     num: Annotated[
         int | None, typer.Option(min=10, help="Most clips; else those of the convention.")
     ] = None,
-    steps: StepsOpt = "400/400",
+    steps: StepsOpt = STEPS,
     class_name: ClassOpt = None,
     class_guidance: ClassGuidanceOpt = 0.0,
-    length: LengthOpt = 128,
+    length: LengthOpt = LENGTH,
     out: ScoredOpt = SCORED,
-    batch_size: AtOnceOpt = 4,
+    batch_size: AtOnceOpt = AT_ONCE,
     checkpoint: CheckpointOpt = None,
     seed: SeedOpt = 0,
     device: DeviceOpt = "auto",
@@ -93,8 +97,12 @@ def is_(
     """
     if (fake is None) == (model is None):
         raise PvdmError("give the generated videos by --fake, or by --model what is to draw them")
-    if model is None and (checkpoint is not None or class_name or class_guidance):
-        raise PvdmError("--checkpoint, --class and --class-guidance go with --model")
+    of_model = checkpoint is not None or class_name or class_guidance or seed
+    if model is None and (of_model or drawing_asked(steps, length, out, batch_size)):
+        raise PvdmError(
+            "--steps, --length, --out, --batch-size, --checkpoint, --seed, --class and "
+            "--class-guidance go with --model"
+        )
     launch.hand_over(nproc_per_node, nnodes, rdzv_endpoint, max_restarts)
     from pvdm_cli import api  # torch loads here, not for --help
 

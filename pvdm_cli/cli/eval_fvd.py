@@ -10,13 +10,17 @@ import typer
 from pvdm_cli.cli import eval_tables, launch, render
 from pvdm_cli.cli.dataset_options import SOME_SKIPPED
 from pvdm_cli.cli.drawing_options import (
+    AT_ONCE,
+    LENGTH,
     SCORED,
+    STEPS,
     AtOnceOpt,
     ClassGuidanceOpt,
     ClassOpt,
     LengthOpt,
     ScoredOpt,
     StepsOpt,
+    drawing_asked,
 )
 from pvdm_cli.cli.launch import NnodesOpt, NprocOpt, RdzvOpt, RestartsOpt
 from pvdm_cli.cli.options import (
@@ -126,12 +130,12 @@ def fvd(
     save_features: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the features of both sides.")
     ] = None,
-    steps: StepsOpt = "400/400",
+    steps: StepsOpt = STEPS,
     class_name: ClassOpt = None,
     class_guidance: ClassGuidanceOpt = 0.0,
-    length: LengthOpt = 128,
+    length: LengthOpt = LENGTH,
     out: ScoredOpt = SCORED,
-    batch_size: AtOnceOpt = 4,
+    batch_size: AtOnceOpt = AT_ONCE,
     checkpoint: CheckpointOpt = None,
     dataset: Annotated[
         Dataset | None,
@@ -154,8 +158,9 @@ def fvd(
     i3d_pretrained_400.pt (huggingface.co/Xiaodong/FVD_I3D) into ~/.cache/pvdm, or let PVDM_I3D name
     the file.
 
-    With --model (or a training run as --fake) it draws the videos itself, scores every published window and prints table 1 of the
-    paper with a row of yours; the same command again goes on where it stopped.
+    With --model (or a training run as --fake) it draws the videos itself, scores every published
+    window and prints table 1 of the paper with a row of yours; the same command again goes on where it
+    stopped.
 
     Examples:
         pvdm eval fvd --real videos --fake samples
@@ -177,9 +182,10 @@ def fvd(
             "--save-features go with --fake"
         )
     of_model = checkpoint is not None or dataset or markdown or class_name or class_guidance
-    if model is None and of_model:
+    if model is None and (of_model or drawing_asked(steps, length, out, batch_size)):
         raise PvdmError(
-            "--checkpoint, --dataset, --markdown, --class and --class-guidance go with --model"
+            "--steps, --length, --out, --batch-size, --checkpoint, --dataset, --markdown, --class and "
+            "--class-guidance go with --model"
         )
     pixels = None if size is None else _size(size)
     numbers = [] if counts is None else _numbers("--counts", counts)

@@ -304,8 +304,8 @@ def test_a_model_is_drawn_from_for_its_inception_score(
     assert again["mean"] == pytest.approx(line["results"]["isv10_ucf_mean"])
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("video-*.npz")} == kept
     assert len((out / "metric-isv10_ucf.jsonl").read_text().splitlines()) == 2
-    refused = pvdm("eval", "is", "--fake", out, "--class", "run").err
-    assert "go with --model" in refused
+    for words in (["--class", "run"], ["--length", "20"], ["--seed", "1"]):
+        assert "go with --model" in pvdm("eval", "is", "--fake", out, *words).err
     assert "by --fake, or by --model" in pvdm("eval", "is").err
 
 
@@ -316,6 +316,7 @@ def test_a_model_is_drawn_from_for_its_inception_score(
         (["--fake", "a", "--model", "demo"], "give the generated videos by --fake, or by --model"),
         (["--model", "demo", "--frames", "9"], "go with --fake"),
         (["--fake", "a", "--dataset", "sky"], "go with --model"),
+        (["--fake", "a", "--steps", "5"], "--steps, --length, --out, --batch-size"),
         (["--fake", "a", "--class", "run"], "--class-guidance go with --model"),
         (["--model", "demo", "--length", "9"], "the shortest published window has 16 frames"),
         (["--fake", "a", "--counts", "few"], "--counts 'few': expected whole numbers"),
