@@ -145,5 +145,6 @@ def test_all_of_pvdm_s_ends_within_its_minutes(pvdm: Any, tmp_path: Path) -> Non
     told = json.loads(result.out)
     states = [figure["state"] for figure in told["figures"]]
     assert set(states) <= {"done", "out of time"}
+    assert "done" in states
     missing = states.count("out of time")  # on two idle cores few or none
     assert any(note.startswith(f"{missing} of") for note in told["notes"]) == bool(missing)
