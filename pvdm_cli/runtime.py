@@ -46,6 +46,8 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name}: only {torch.cuda.device_count()} CUDA devices here; of several "
             "processes each needs one of its own"
         )
+    if kind == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32; who wants speed asks for bf16
     if kind == "cpu":
         keep_freed_memory()
     return device
@@ -113,7 +115,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     """
     side = 1024 if device.type == "cpu" else 8192
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    a = torch.ones(side, side, device=device, dtype=dtype)
+    a = torch.randn(side, side, device=device, dtype=dtype)  # of ones it would go faster
     return 2 * side**3 / _least_seconds(lambda: a @ a)
 
 

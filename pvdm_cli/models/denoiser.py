@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvdm_cli.config import DenoiserConfig, ModelConfig
-from pvdm_cli.models.layers import attention, run
+from pvdm_cli.models import kernels
+from pvdm_cli.models.layers import attention, heads_apart, run, side_by_side
 from pvdm_cli.models.triplane import (
     LatentScale,
     PlaneGroup,
@@ -44,16 +45,30 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 class GroupNorm(nn.GroupNorm):
     """Group normalisation of [b, ..., c] with optional FiLM: norm(x) * (1 + scale) + shift."""
 
+    fused = False  # by a kernel of ours: CUDA, inference
+
     def __init__(self, channels: int) -> None:
         super().__init__(32, channels)
 
-    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
-        """Map [b, ..., c] to the same shape; film [b, 2c] holds scale and shift side by side."""
+    def forward(self, x: Tensor, film: Tensor | None = None, *, silu: bool = False) -> Tensor:
+        """Map [b, ..., c] to the same shape.
+
+        Args:
+            x: Features.
+            film: Scale and shift [b / k, 2c] side by side, each row for k neighbours of x.
+            silu: Apply SiLU to what comes out.
+        """
         flat = x.reshape(x.shape[0], -1, 1, x.shape[-1])
+        if self.fused:
+            tokens = flat.flatten(1, 2)
+            affine = (self.num_groups, self.weight, self.bias, self.eps)
+            found = kernels.group_norm(tokens.contiguous(), *affine, film, silu=silu)
+            if found is not None:
+                return found.view(x.shape)
         if film is not None:
-            film = film[:, None, None]
+            film = film[:, None].expand(-1, len(x) // len(film), -1).flatten(0, 1)[:, None, None]
         normed = self.native(flat, film) if x.device.type == "cpu" else self.folded(flat, film)
-        return normed.view(x.shape)
+        return (F.silu(normed) if silu else normed).view(x.shape)
 
     def native(self, x: Tensor, film: Tensor | None) -> Tensor:
         """Normalise [b, n, 1, c] by torch's kernel, which is channels-last on CPU only."""
@@ -101,7 +116,7 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return what attention adds to tokens [b, n, c]."""
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (self.num_heads, 3, -1))
-        q, k, v = qkv.permute(3, 0, 2, 1, 4).contiguous().unbind(0)  # [b, m, n, d] each
+        q, k, v = heads_apart(qkv.permute(3, 0, 2, 1, 4))  # [b, m, n, d] each
         return self.out(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -132,17 +147,13 @@ class ResBlock(nn.Module):
 
     def forward(self, grid: Tensor, films: list[Tensor]) -> Tensor:
         """Map [b, p, y, x, in_channels] to [b, p, y', x', out_channels]."""
-        planes = grid.shape[1]
-        film = films[self.film_index]
-        if planes > 1:
-            film = film[:, None].expand(-1, planes, -1).flatten(0, 1)
         x = grid.flatten(0, 1)  # [b*p, y, x, c]
-        h = F.silu(self.norm_in(x))
+        h = self.norm_in(x, silu=True)
         if self.resample is not None:
             h, x = resample(h, self.resample), resample(x, self.resample)
         h = convolve(self.conv_in, h)
-        h = convolve(self.conv_out, F.silu(self.norm_out(h, film)))
-        return (self.skip(x) + h).unflatten(0, (-1, planes))
+        h = convolve(self.conv_out, self.norm_out(h, films[self.film_index], silu=True))
+        return (self.skip(x) + h).unflatten(0, (-1, grid.shape[1]))
 
 
 class Block(nn.Module):
@@ -173,15 +184,15 @@ class Block(nn.Module):
         self, grids: list[Tensor], films: list[Tensor], skips: list[Tensor] | None = None
     ) -> list[Tensor]:
         """Map the features of a clip, and those a skip connection brings, to the next block's."""
-        if skips is not None:
-            grids = [torch.cat(pair, dim=-1) for pair in zip(grids, skips, strict=True)]
-        grids = [self._within_planes(grid, films) for grid in grids]
+        parts = zip(grids) if skips is None else zip(grids, skips, strict=True)
+        grids = side_by_side(lambda *part: self._within_planes(part, films), parts)
         groups = [PlaneGroup(*grid.shape[1:4]) for grid in grids]
         mixed = split_tokens(run(self.joint_attention, join_tokens(grids)), groups)
         return [grid + part for grid, part in zip(grids, mixed, strict=True)]
 
-    def _within_planes(self, grid: Tensor, films: list[Tensor]) -> Tensor:
-        """Apply everything that treats each plane alone."""
+    def _within_planes(self, parts: tuple[Tensor, ...], films: list[Tensor]) -> Tensor:
+        """Apply everything that treats each plane alone, to features and what a skip brings."""
+        grid = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         grid = self.residual(grid, films)
         if self.plane_attention is not None:
             tokens = grid.flatten(0, 1).flatten(1, 2)  # [b*p, y*x, c]
@@ -341,7 +352,7 @@ class Denoiser(nn.Module):
 
     def _head(self, grid: Tensor) -> Tensor:
         """Map features [b, p, y, x, base] to latent channels [b, p, y, x, c]."""
-        h = F.silu(self.norm_out(grid.flatten(0, 1)))  # each plane is normalised for itself
+        h = self.norm_out(grid.flatten(0, 1), silu=True)  # each plane is normalised for itself
         return convolve(self.conv_out, h).unflatten(0, (-1, grid.shape[1]))
 
 

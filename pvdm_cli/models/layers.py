@@ -3,6 +3,8 @@
 Axes: b batch, n tokens, m heads, d head size, c channels.
 """
 
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,6 +35,44 @@ def recompute(network: nn.Module, grain: str) -> None:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend softmax(q k^T / sqrt(d)) v over [b, m, n, d]; every attention goes through here."""
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def heads_apart(qkv: Tensor) -> tuple[Tensor, ...]:
+    """Take q, k and v [b, m, n, d] out of a view [3, b, m, n, d]; kernels on CPU want them dense."""
+    return (qkv.contiguous() if qkv.device.type == "cpu" else qkv).unbind(0)
+
+
+def side_by_side(work: Callable[..., Tensor], parts: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Do the same work on several inputs; while a CUDA graph is captured, at the same time.
+
+    Small kernels leave most of a GPU idle, so that in the graph each input gets a branch of its
+    own. All that is read is made before, and all that is made is read after.
+    """
+    if torch.compiler.is_compiling() or not _capturing():
+        return [work(*part) for part in parts]
+    main = torch.cuda.current_stream()
+    first, *others = parts
+    branches = [_branch(main.device_index, i) for i in range(len(others))]
+    found = []
+    for branch, part in zip(branches, others, strict=True):
+        branch.wait_stream(main)
+        with torch.cuda.stream(branch):
+            found.append(work(*part))
+    found.insert(0, work(*first))
+    for branch in branches:
+        main.wait_stream(branch)
+    return found
+
+
+def _capturing() -> bool:
+    """Tell whether launches go into a CUDA graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+@lru_cache(maxsize=16)
+def _branch(device: int, i: int) -> torch.cuda.Stream:
+    """Return the i-th stream beside the main one."""
+    return torch.cuda.Stream(device)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -93,9 +133,9 @@ class SelfAttention(nn.Module):
         return x[:, :1] + self._merge(attention(q[:, :, :1], k, v))
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """Split [b, n, 3*m*d] into contiguous [b, m, n, d] each."""
+        """Split [b, n, 3*m*d] into [b, m, n, d] each."""
         split = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
-        return split.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        return heads_apart(split.permute(2, 0, 3, 1, 4))
 
     def _merge(self, heads: Tensor) -> Tensor:
         """Join [b, m, n, d] to [b, n, c]."""
