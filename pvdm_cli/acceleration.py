@@ -5,9 +5,9 @@ import torch
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import DTYPES, Model
 from pvdm_cli.models.compiled import compile_network
-from pvdm_cli.models.denoiser import Denoiser, GroupNorm
+from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.graphed import GraphedForward
-from pvdm_cli.models.kernels import can_fuse
+from pvdm_cli.models.kernels import fuse
 from pvdm_cli.models.packed import pack
 from pvdm_cli.runtime import resolve_precision
 
@@ -37,24 +37,20 @@ def accelerate(model: Model, precision: str = "fp32", *, compiled: bool = False)
         if network is None:
             continue
         lower(network, dtype)
-        if model.device.type == "cuda" and isinstance(network, Denoiser):
+        if not compiled:
+            pack(network) if model.device.type == "cpu" else fuse(network)
+        if isinstance(network, Denoiser) and model.device.type == "cuda":
             graph(network, compiled=compiled)
         elif compiled:
             compile_network(network)
-        elif model.device.type == "cpu":
-            pack(network)
     return model
 
 
 def graph(denoiser: Denoiser, *, compiled: bool = False) -> None:
-    """Launch all kernels of a step at once, of torch's compiler or of its operations and ours."""
+    """Launch all kernels of a step at once: those of its modules or those of torch's compiler."""
     forward = denoiser.forward
     if compiled:
         forward = torch.compile(forward, dynamic=False)
-    else:
-        for module in denoiser.modules():
-            if isinstance(module, GroupNorm):
-                module.fused = can_fuse(module.weight.device)
     denoiser.forward = GraphedForward(forward)  # type: ignore[method-assign]
 
 

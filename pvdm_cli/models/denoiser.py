@@ -31,6 +31,7 @@ from pvdm_cli.models.triplane import (
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
+SMALL = 1 << 20  # numbers up to which a convolution is faster as one product of its taps
 NULL_CLASS = -1  # the label of a clip whose class is not told
 
 
@@ -58,13 +59,9 @@ class GroupNorm(nn.GroupNorm):
             film: Scale and shift [b / k, 2c] side by side, each row for k neighbours of x.
             silu: Apply SiLU to what comes out.
         """
+        if self.fused and (found := kernels.group_norm(x, self, film, silu=silu)) is not None:
+            return found
         flat = x.reshape(x.shape[0], -1, 1, x.shape[-1])
-        if self.fused:
-            tokens = flat.flatten(1, 2)
-            affine = (self.num_groups, self.weight, self.bias, self.eps)
-            found = kernels.group_norm(tokens.contiguous(), *affine, film, silu=silu)
-            if found is not None:
-                return found.view(x.shape)
         if film is not None:
             film = film[:, None].expand(-1, len(x) // len(film), -1).flatten(0, 1)[:, None, None]
         normed = self.native(flat, film) if x.device.type == "cpu" else self.folded(flat, film)
@@ -148,11 +145,12 @@ class ResBlock(nn.Module):
     def forward(self, grid: Tensor, films: list[Tensor]) -> Tensor:
         """Map [b, p, y, x, in_channels] to [b, p, y', x', out_channels]."""
         x = grid.flatten(0, 1)  # [b*p, y, x, c]
-        h = self.norm_in(x, silu=True)
-        if self.resample is not None:
-            h, x = resample(h, self.resample), resample(x, self.resample)
-        h = convolve(self.conv_in, h)
-        h = convolve(self.conv_out, self.norm_out(h, films[self.film_index], silu=True))
+        if self.resample is None:
+            h = norm_and_convolve(self.norm_in, self.conv_in, x)
+        else:
+            h, x = (resample(each, self.resample) for each in (self.norm_in(x, silu=True), x))
+            h = convolve(self.conv_in, h)
+        h = norm_and_convolve(self.norm_out, self.conv_out, h, films[self.film_index])
         return (self.skip(x) + h).unflatten(0, (-1, grid.shape[1]))
 
 
@@ -352,8 +350,9 @@ class Denoiser(nn.Module):
 
     def _head(self, grid: Tensor) -> Tensor:
         """Map features [b, p, y, x, base] to latent channels [b, p, y, x, c]."""
-        h = self.norm_out(grid.flatten(0, 1), silu=True)  # each plane is normalised for itself
-        return convolve(self.conv_out, h).unflatten(0, (-1, grid.shape[1]))
+        planes = grid.flatten(0, 1)  # each is normalised for itself
+        h = norm_and_convolve(self.norm_out, self.conv_out, planes)
+        return h.unflatten(0, (-1, grid.shape[1]))
 
 
 def input_blocks(config: DenoiserConfig) -> tuple[nn.ModuleList, list[int]]:
@@ -393,6 +392,17 @@ def zeroed(layer: LayerT) -> LayerT:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def norm_and_convolve(
+    norm: GroupNorm, conv: nn.Conv2d, x: Tensor, film: Tensor | None = None
+) -> Tensor:
+    """Normalise [b, y, x, c], SiLU, convolve; a small input in two launches where that can be."""
+    if norm.fused and x.numel() <= SMALL:
+        taps = kernels.group_norm(x, norm, film, silu=True, taps=True)
+        if taps is not None:
+            return F.linear(taps, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+    return convolve(conv, norm(x, film, silu=True))
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ class GraphedForward:
                 self.forward(*kept)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Other threads, which bring frames to the CPU, go on meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             output = self.forward(*kept)
         return Captured(graph, kept, output)

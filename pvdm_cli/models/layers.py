@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pvdm_cli.models import kernels
+
 
 def run(module: nn.Module, *inputs: Any) -> Any:
     """Call a module; if it is marked by `recompute`, keep only its inputs for the backward pass."""
@@ -89,6 +91,8 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class FeedForward(nn.Module):
     """Pre-norm MLP with residual: GEGLU (gated=True) or GELU."""
 
+    fused = False  # by a kernel of ours: CUDA, inference
+
     def __init__(self, width: int, hidden: int, *, gated: bool) -> None:
         super().__init__()
         self.gated = gated
@@ -99,7 +103,9 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., width] to the same shape."""
         hidden = self.up(self.norm(x))
-        if self.gated:
+        if self.gated and self.fused:
+            hidden = kernels.geglu(hidden)
+        elif self.gated:
             value, gate = hidden.chunk(2, dim=-1)
             hidden = value * F.gelu(gate)
         else:
