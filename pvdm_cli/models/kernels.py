@@ -35,18 +35,21 @@ def fuse(network: nn.Module) -> None:
 
 
 if triton is not None:
+    VARYING = ["film_stride", "repeat", "n", "width", "members", "has_film", "silu", "taps"]
 
-    @triton.jit(do_not_specialize=["repeat", "n", "width"])  # type: ignore[untyped-decorator]
+    # What is not named constexpr makes no kernel of its own: each takes a third of a second to
+    # compile, once on a machine.
+    @triton.jit(do_not_specialize=VARYING)  # type: ignore[untyped-decorator]
     def _group_norm_kernel(  # type: ignore[no-untyped-def]
-        x, out, weight, bias, film, film_stride, repeat, n, width, c, eps,
-        members: tl.constexpr, has_film: tl.constexpr, silu: tl.constexpr, taps: tl.constexpr,
-        block_n: tl.constexpr, block_c: tl.constexpr,
+        x, out, weight, bias, film, film_stride, repeat, n, width, c, members, has_film, silu, taps,
+        eps, block_n: tl.constexpr, block_c: tl.constexpr,
     ):  # fmt: skip
         """Normalise one group of one row, [n, members] of [n, c]; write it once, or to 3x3 taps."""
         row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
         token, member = tl.arange(0, block_n)[:, None], tl.arange(0, block_c)[None, :]
-        inside = (token < n) & (member < members)
-        channel, known = group * members + member, member < members
+        known = member < members
+        inside = (token < n) & known
+        channel = group * members + member
         x += row * n * c
         v = tl.load(x + token * c + channel, mask=inside, other=0.0).to(tl.float32)
         mean = tl.sum(tl.sum(v, axis=1), axis=0) / (n * members)
@@ -54,30 +57,26 @@ if triton is not None:
         var = tl.sum(tl.sum(centred * centred, axis=1), axis=0) / (n * members)
         gain = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
         shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-        if has_film:
-            film += row // repeat * film_stride
-            scale = 1 + tl.load(film + channel, mask=known, other=0.0).to(tl.float32)
-            offset = tl.load(film + c + channel, mask=known, other=0.0).to(tl.float32)
-            gain, shift = gain * scale, shift * scale + offset
-        v = centred * tl.rsqrt(var + eps) * gain + shift
-        if silu:
-            v = v * tl.sigmoid(v)
-        v = v.to(out.dtype.element_ty)
-        if taps == 1:
-            tl.store(out + row * n * c + token * c + channel, v, mask=inside)
-        else:  # what a 3x3 convolution reads at each place, zero where that is outside
-            out += row * n * 9 * c
-            row_of, column, height = token // width, token % width, n // width
-            for tap in tl.static_range(9):
-                dy, dx = tap // 3 - 1, tap % 3 - 1
-                to_y, to_x = row_of - dy, column - dx
-                hit = (to_y >= 0) & (to_y < height) & (to_x >= 0) & (to_x < width)
-                place = out + ((token - dy * width - dx) * 9 + tap) * c + channel
-                tl.store(place, v, mask=inside & hit)
-                from_y, from_x = row_of + dy, column + dx
-                seen = (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
-                place = out + (token * 9 + tap) * c + channel
-                tl.store(place, tl.zeros_like(v), mask=inside & (seen == 0))
+        film += row // repeat * film_stride
+        given = known & (has_film != 0)
+        scale = 1 + tl.load(film + channel, mask=given, other=0.0).to(tl.float32)
+        offset = tl.load(film + c + channel, mask=given, other=0.0).to(tl.float32)
+        v = centred * tl.rsqrt(var + eps) * (gain * scale) + (shift * scale + offset)
+        v = tl.where(silu != 0, v * tl.sigmoid(v), v).to(out.dtype.element_ty)
+        # What a 3x3 convolution reads at each place, zero where that is outside; or its middle.
+        out += row * n * taps * c
+        y, column, height = token // width, token % width, n // width
+        for i in range(taps):
+            tap = i + 4 * (taps == 1)
+            dy, dx = tap // 3 - 1, tap % 3 - 1
+            to_y, to_x = y - dy, column - dx
+            hit = (to_y >= 0) & (to_y < height) & (to_x >= 0) & (to_x < width)
+            place = ((token - dy * width - dx) * taps + i) * c + channel
+            tl.store(out + place, v, mask=inside & hit)
+            from_y, from_x = y + dy, column + dx
+            seen = (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
+            place = (token * taps + i) * c + channel
+            tl.store(out + place, tl.zeros_like(v), mask=inside & (seen == 0))
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _rotate_kernel(  # type: ignore[no-untyped-def]
@@ -134,15 +133,14 @@ def group_norm(
     x = x.contiguous()
     b, c = x.shape[0], x.shape[-1]
     n, members = x[0, ..., 0].numel(), c // norm.num_groups
-    block_n, block_c = triton.next_power_of_2(n), triton.next_power_of_2(members)
+    block_n, block_c = max(32, triton.next_power_of_2(n)), triton.next_power_of_2(members)
     if block_n * block_c > LARGEST:
         return None
     out = x.new_empty(*x.shape[:-1], 9 * c if taps else c)
     told = x if film is None else film
-    repeat = b // len(told)
     _group_norm_kernel[(b, norm.num_groups)](
-        x, out, norm.weight, norm.bias, told, told.stride(0), repeat, n, x.shape[-2], c, norm.eps,
-        members=members, has_film=film is not None, silu=silu, taps=9 if taps else 1,
+        x, out, norm.weight, norm.bias, told, told.stride(0), b // len(told), n, x.shape[-2], c,
+        members, int(film is not None), int(silu), 9 if taps else 1, norm.eps,
         block_n=block_n, block_c=block_c,
         num_warps=min(32, max(4, block_n * block_c // 1024)),
     )  # fmt: skip

@@ -22,7 +22,7 @@ from pvdm_cli.models.graphed import MOST, GraphedForward
 from pvdm_cli.models.layers import rotate_pairs
 from pvdm_cli.models.timesformer import frame_rotary, patch_rotary
 from pvdm_cli.rollout import rollout_latents
-from pvdm_cli.runtime import generator
+from pvdm_cli.runtime import generator, resolve_device
 from pvdm_cli.sampling import Sampling, Steps
 
 pytestmark = pytest.mark.gpu
@@ -97,6 +97,7 @@ def test_the_kernel_is_group_normalisation(
 @pytest.mark.parametrize(("b", "height", "width"), [(1, 8, 8), (4, 5, 7), (2, 16, 32)])
 def test_taps_are_what_a_convolution_reads(b: int, height: int, width: int) -> None:
     x = torch.randn(b, height, width, 96, device="cuda")
+    resolve_device("cuda")  # without TF32
     norm = group_norm_layer(96, torch.float32)
     conv = nn.Conv2d(96, 40, 3, padding=1, device="cuda").requires_grad_(False)
     norm.fused = True
