@@ -47,10 +47,18 @@ def resolve_device(name: str) -> torch.device:
             "processes each needs one of its own"
         )
     if kind == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        make_current(device)
         torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32; who wants speed asks for bf16
     if kind == "cpu":
         keep_freed_memory()
     return device
+
+
+def make_current(device: torch.device) -> None:
+    """Let this thread work on a device: graphs and kernels of ours go to a thread's current GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def keep_freed_memory() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pvdm_cli.model import Model
 from pvdm_cli.rollout import Position, decoded, latents_at
+from pvdm_cli.runtime import make_current
 from pvdm_cli.stopwatch import Timer
 from pvdm_cli.video import pixels
 from pvdm_cli.video.write import Writer
@@ -137,6 +138,7 @@ class Scribe:
 
     def _work(self) -> None:
         try:
+            make_current(self._model.device)
             self._write_all()
         except BaseException as error:  # noqa: BLE001  (raised again by the one who hands over)
             self._error = error

@@ -31,7 +31,7 @@ from pvdm_cli.models.triplane import (
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
-SMALL = 1 << 20  # numbers up to which a convolution is faster as one product of its taps
+SMALL = 1 << 17  # numbers up to which a convolution is faster as one product of its taps
 NULL_CLASS = -1  # the label of a clip whose class is not told
 
 
