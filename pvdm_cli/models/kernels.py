@@ -69,7 +69,7 @@ if triton is not None:
         gain = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
         shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
         film += row // repeat * film_stride
-        given = known & (has_film != 0)
+        given = member < members * has_film
         scale = 1 + tl.load(film + channel, mask=given, other=0.0).to(tl.float32)
         offset = tl.load(film + c + channel, mask=given, other=0.0).to(tl.float32)
         v = centred * tl.rsqrt(var + eps) * (gain * scale) + (shift * scale + offset)
@@ -85,9 +85,9 @@ if triton is not None:
             place = ((token - dy * width - dx) * taps + i) * c + channel
             tl.store(out + place, v, mask=inside & hit)
             from_y, from_x = y + dy, column + dx
-            seen = (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
+            miss = (from_y < 0) | (from_y >= height) | (from_x < 0) | (from_x >= width)
             place = (token * taps + i) * c + channel
-            tl.store(out + place, tl.zeros_like(v), mask=inside & (seen == 0))
+            tl.store(out + place, tl.zeros_like(v), mask=inside & miss)
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _rotate_kernel(  # type: ignore[no-untyped-def]

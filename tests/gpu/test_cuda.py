@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny import tiny_model
-from torch import Tensor, nn
+from torch import Tensor
 from training_runs import Place, prepare
 
 from pvdm_cli import api
@@ -16,29 +15,14 @@ from pvdm_cli.benchmark.train import bench_train
 from pvdm_cli.data.cache import Cache
 from pvdm_cli.latents import flatten, unflatten
 from pvdm_cli.model import Model, load_model, save_model
-from pvdm_cli.models import kernels
-from pvdm_cli.models.denoiser import GroupNorm, norm_and_convolve
 from pvdm_cli.models.graphed import MOST, GraphedForward
-from pvdm_cli.models.layers import rotate_pairs
-from pvdm_cli.models.timesformer import frame_rotary, patch_rotary
 from pvdm_cli.rollout import rollout_latents
-from pvdm_cli.runtime import generator, resolve_device
+from pvdm_cli.runtime import generator
 from pvdm_cli.sampling import Sampling, Steps
 
 pytestmark = pytest.mark.gpu
 
 ERRORS = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 3e-3}  # relative, of one pass of the demo model
-
-
-ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # of one operation
-
-
-def group_norm_layer(channels: int, dtype: torch.dtype) -> GroupNorm:
-    """Of weights that are not 1 and 0."""
-    norm = GroupNorm(channels).to("cuda", dtype).requires_grad_(False)
-    norm.weight.normal_()
-    norm.bias.normal_()
-    return norm
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
@@ -73,65 +57,6 @@ def latents(model: Model, *videos: int, guidance: float = 0.0) -> Tensor:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Presets, videos, and a cache made on the CPU."""
     return prepare(tmp_path_factory.mktemp("place"))
-
-
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("shape", [(2, 70, 96), (4, 512, 1536), (1, 2048, 512)])
-@pytest.mark.parametrize(("rows", "silu"), [(0, False), (0, True), (1, False), (1, True)])
-def test_the_kernel_is_group_normalisation(
-    shape: tuple[int, ...], dtype: torch.dtype, rows: int, silu: bool
-) -> None:
-    x = (3 * torch.randn(shape, device="cuda") + 1).to(dtype)
-    norm = group_norm_layer(shape[-1], dtype)
-    film = None
-    if rows:  # a view with gaps, as the denoiser's are
-        film = torch.randn(rows, 3 * shape[-1], device="cuda").to(dtype)[:, shape[-1] :]
-    found = kernels.group_norm(x, norm, film, silu=silu)
-    assert found is not None
-    assert found.dtype == dtype
-    with torch.no_grad():
-        wanted = norm.double()(x.double(), None if film is None else film.double(), silu=silu)
-    assert distance(found, wanted.cpu()) < ROUNDING[dtype]
-
-
-@pytest.mark.parametrize(("b", "height", "width"), [(1, 8, 8), (4, 5, 7), (2, 16, 32)])
-def test_taps_are_what_a_convolution_reads(b: int, height: int, width: int) -> None:
-    x = torch.randn(b, height, width, 96, device="cuda")
-    resolve_device("cuda")  # without TF32
-    norm = group_norm_layer(96, torch.float32)
-    conv = nn.Conv2d(96, 40, 3, padding=1, device="cuda").requires_grad_(False)
-    norm.fused = True
-    found = norm_and_convolve(norm, conv, x)
-    norm.fused = False
-    assert distance(found, norm_and_convolve(norm, conv, x).cpu()) < 1e-5
-
-
-def test_groups_too_large_for_one_program_are_left_to_torch() -> None:
-    x = torch.randn(1, 8192, 1024, device="cuda")
-    assert kernels.group_norm(x, group_norm_layer(1024, torch.float32)) is None
-
-
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("over_frames", [False, True])
-@pytest.mark.parametrize(("m", "d"), [(8, 64), (3, 20)])
-def test_the_kernel_turns_pairs(m: int, d: int, over_frames: bool, dtype: torch.dtype) -> None:
-    qkv = torch.randn(2, 5, 12, 3, m, d, device="cuda").to(dtype)
-    rotary = frame_rotary(5, d, qkv.device) if over_frames else patch_rotary(3, 4, d, qkv.device)
-    tables = [table.double()[:, None, None, None] for table in rotary]  # [n, 1, 1, 1, d]
-    tables = tables if over_frames else [table.movedim(1, 0) for table in tables]
-    wanted = qkv.double()
-    wanted[..., :2, :, :] = rotate_pairs(wanted[..., :2, :, :], *tables)
-    kernels.rotate_(qkv, *rotary, over_frames=over_frames)
-    assert distance(qkv, wanted.cpu()) < ROUNDING[dtype]
-
-
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("width", [24, 1536, 5000])
-def test_the_kernel_is_a_gated_gelu(width: int, dtype: torch.dtype) -> None:
-    hidden = torch.randn(3, 7, 2 * width, device="cuda").to(dtype)
-    value, gate = hidden.double().chunk(2, dim=-1)
-    wanted = value * F.gelu(gate)
-    assert distance(kernels.geglu(hidden), wanted.cpu()) < ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("precision", ERRORS)
