@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pvdm_cli.models.winograd import WinogradConv2d
+
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
 
 
@@ -48,6 +50,46 @@ class PackedConv2d(nn.Module):
         return self.product(x, self.packed, self.bias, *self.shape, "none", [], "")
 
 
+class SizedConv2d(nn.Module):
+    """nn.Conv2d of 3 x 3, packed at its first call: the size of its images tells how.
+
+    Images of other sizes it then convolves as well, if not as fast.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.plain = [conv]  # in a list: no submodule
+        self.packed: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve [b, c, H, W]."""
+        if self.packed is None:
+            conv, m = self.plain.pop(), best_tile(x.shape[2] * x.shape[3])
+            self.packed = WinogradConv2d(conv, m) if m else PackedConv2d(conv)
+        return self.packed(x)
+
+
+def best_tile(pixels: int) -> int:
+    """Outputs along a side of Winograd's tiles, 0 for no tiles: the fastest for images of a size.
+
+    Small images have few tiles for each weight, and more weights to read then cost more.
+    """
+    if pixels >= 512:
+        return 4
+    return 2 if pixels >= 128 else 0
+
+
+def pack_conv(conv: nn.Conv2d) -> PackedConv2d | SizedConv2d:
+    """Pack a convolution, or have it done at its first call if tiles may make it faster.
+
+    In lower precisions their rounding would be too much, with few channels they cost too much.
+    """
+    same = (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
+    simple = same and conv.dilation == (1, 1) and conv.groups == 1 and conv.bias is not None
+    tiled = conv.weight.dtype == torch.float32 and min(conv.in_channels, conv.out_channels) >= 64
+    return SizedConv2d(conv) if simple and tiled else PackedConv2d(conv)
+
+
 def _copied(bias: Tensor | None) -> Tensor | None:
     """Copy a bias to memory of its own: the operators read a view with gaps as if it had none."""
     return None if bias is None else bias.detach().clone(memory_format=torch.contiguous_format)
@@ -55,7 +97,7 @@ def _copied(bias: Tensor | None) -> Tensor | None:
 
 PACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.Linear: PackedLinear,
-    nn.Conv2d: PackedConv2d,
+    nn.Conv2d: pack_conv,
 }
 
 
