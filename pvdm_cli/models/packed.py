@@ -80,9 +80,9 @@ class PackedConv2d(nn.Module):
 
 
 class SizedConv2d(nn.Module):
-    """nn.Conv2d of 3 x 3, packed at its first call: the size of its images tells how.
+    """nn.Conv2d of 3 x 3, packed at its first call: number and size of its images tell how.
 
-    Images of other sizes it then convolves as well, if not as fast.
+    Other images it then convolves as well, if not as fast.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -93,19 +93,20 @@ class SizedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve [b, c, H, W]."""
         if self.packed is None:
-            conv, m = self.plain.pop(), best_tile(x.shape[2] * x.shape[3])
+            conv, m = self.plain.pop(), best_tile(len(x), x.shape[2] * x.shape[3])
             self.packed = WinogradConv2d(conv, m) if m else PackedConv2d(conv)
         return self.packed(x)
 
 
-def best_tile(pixels: int) -> int:
+def best_tile(count: int, pixels: int) -> int:
     """Outputs along a side of Winograd's tiles, 0 for no tiles: the fastest for images of a size.
 
-    Small images have few tiles for each weight, and more weights to read then cost more.
+    Tiles have more weights, and few tiles have too little to do with each. Small images stay with
+    small tiles: large ones would take four times the memory where the weights are most.
     """
-    if pixels >= 512:
+    if pixels >= 128 and count * pixels >= 1024:
         return 4
-    return 2 if pixels >= 128 else 0
+    return 2 if count * pixels >= 256 else 0
 
 
 def pack_conv(conv: nn.Conv2d) -> PackedConv2d | SizedConv2d:
