@@ -83,9 +83,21 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Each feature uses its own table entry, so a table whose pairs disagree is not a true rotation;
     the published frame table is such a one (method, section 2) and is kept.
     """
+    if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _rotate_complex(x, cos, sin)
     partners = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     signed = torch.stack((-sin[..., 0::2], sin[..., 1::2]), dim=-1).flatten(-2)
     return torch.addcmul(x * cos, partners, signed).to(x.dtype)
+
+
+def _rotate_complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs as complex numbers: on the CPU copying partners costs more than all the rest."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    even = torch.complex(cos[..., 0::2], sin[..., 0::2])
+    if torch.equal(even, torch.complex(cos[..., 1::2], sin[..., 1::2])):
+        return torch.view_as_real(pairs * even).flatten(-2)
+    partners = torch.view_as_real(pairs * 1j).flatten(-2)  # (-x1, x0), (-x3, x2), ...
+    return partners.mul_(sin).addcmul_(x, cos)
 
 
 class FeedForward(nn.Module):

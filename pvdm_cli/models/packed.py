@@ -1,4 +1,4 @@
-"""Linear maps and convolutions whose weights lie as oneDNN's kernels read them; CPU, inference.
+"""Layers whose weights lie as oneDNN's kernels read them; CPU, inference.
 
 torch's own layers bring a convolution's weights into that order in every call, and hand fp32
 products to a library that is slow on some processors. The operators are torch's compiler's and not
@@ -9,11 +9,14 @@ Axes: b batch, c channels, H and W of an image.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pvdm_cli.models.layers import FeedForward
+from pvdm_cli.models.winograd import WinogradConv2d
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
 
@@ -24,12 +27,40 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.product = torch.ops.mkldnn._linear_pointwise.default
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight)
+        self.joined = torch.ops.mkldnn._linear_pointwise.binary
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.contiguous())
         self.bias = _copied(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         return self.product(x, self.packed, self.bias, "none", [], "")
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """Apply GELU to what `forward` gives, in the same pass."""
+        return self.product(x, self.packed, self.bias, "gelu", [], "none")
+
+    def join(self, x: Tensor, other: Tensor, how: Literal["add", "mul"]) -> Tensor:
+        """Add or multiply what `forward` gives and something of its shape, in the same pass."""
+        return self.joined(x, other.contiguous(), self.packed, self.bias, how)
+
+
+class PackedFeedForward(nn.Module):
+    """FeedForward whose products apply GELU, gate and residual: fewer passes over memory."""
+
+    def __init__(self, plain: FeedForward) -> None:
+        super().__init__()
+        self.norm, self.down = plain.norm, PackedLinear(plain.down)
+        hidden = plain.down.in_features
+        self.value = PackedLinear(_rows(plain.up, 0, hidden)) if plain.gated else None
+        self.gate = PackedLinear(_rows(plain.up, hidden if plain.gated else 0, hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., width] to the same shape."""
+        normed = self.norm(x)
+        hidden = self.gate.gelu(normed)
+        if self.value is not None:
+            hidden = self.value.join(normed, hidden, "mul")
+        return self.down.join(hidden, x, "add")
 
 
 class PackedConv2d(nn.Module):
@@ -48,14 +79,63 @@ class PackedConv2d(nn.Module):
         return self.product(x, self.packed, self.bias, *self.shape, "none", [], "")
 
 
+class SizedConv2d(nn.Module):
+    """nn.Conv2d of 3 x 3, packed at its first call: number and size of its images tell how.
+
+    Other images it then convolves as well, if not as fast.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.plain = [conv]  # in a list: no submodule
+        self.packed: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve [b, c, H, W]."""
+        if self.packed is None:
+            conv, m = self.plain.pop(), best_tile(len(x), x.shape[2] * x.shape[3])
+            self.packed = WinogradConv2d(conv, m) if m else PackedConv2d(conv)
+        return self.packed(x)
+
+
+def best_tile(count: int, pixels: int) -> int:
+    """Outputs along a side of Winograd's tiles, 0 for no tiles: the fastest for images of a size.
+
+    Tiles have more weights, and few tiles have too little to do with each. Small images stay with
+    small tiles: large ones would take four times the memory where the weights are most.
+    """
+    if pixels >= 128 and count * pixels >= 1024:
+        return 4
+    return 2 if count * pixels >= 256 else 0
+
+
+def pack_conv(conv: nn.Conv2d) -> PackedConv2d | SizedConv2d:
+    """Pack a convolution, or have it done at its first call if tiles may make it faster.
+
+    In lower precisions their rounding would be too much, with few channels they cost too much.
+    """
+    same = (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
+    simple = same and conv.dilation == (1, 1) and conv.groups == 1 and conv.bias is not None
+    tiled = conv.weight.dtype == torch.float32 and min(conv.in_channels, conv.out_channels) >= 64
+    return SizedConv2d(conv) if simple and tiled else PackedConv2d(conv)
+
+
 def _copied(bias: Tensor | None) -> Tensor | None:
     """Copy a bias to memory of its own: the operators read a view with gaps as if it had none."""
     return None if bias is None else bias.detach().clone(memory_format=torch.contiguous_format)
 
 
+def _rows(linear: nn.Linear, first: int, count: int) -> nn.Linear:
+    """Take those of a linear map's outputs that are neighbours."""
+    rows = slice(first, first + count)
+    empty = nn.Linear(linear.in_features, count, device="meta")
+    return _layer(empty, linear.weight[rows], linear.bias[rows])
+
+
 PACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    FeedForward: PackedFeedForward,
     nn.Linear: PackedLinear,
-    nn.Conv2d: PackedConv2d,
+    nn.Conv2d: pack_conv,
 }
 
 
@@ -70,13 +150,19 @@ def pack(network: nn.Module) -> bool:
     dtype = next(network.parameters()).dtype
     if not can_pack(dtype):
         return False
-    for module in list(network.modules()):
-        for name, layer in module.named_children():
-            if type(layer) in PACKED:
-                setattr(module, name, PACKED[type(layer)](layer))
+    _pack_inside(network)
     for left in [*network.parameters(), *network.buffers()]:
         left.data = left.data.clone()  # a view of a mapped file keeps all of it in memory
     return True
+
+
+def _pack_inside(module: nn.Module) -> None:
+    """Replace layers from the outside in, so that each one's weights are free before the next's."""
+    for name, layer in module.named_children():
+        if type(layer) in PACKED:
+            setattr(module, name, PACKED[type(layer)](layer))
+        else:
+            _pack_inside(layer)
 
 
 @lru_cache(maxsize=4)
@@ -91,13 +177,15 @@ def can_pack(dtype: torch.dtype) -> bool:
     tokens = x.movedim(1, -1)
     try:
         with torch.inference_mode():
-            found = PackedLinear(linear)(tokens), PackedConv2d(conv)(x)
+            packed = PackedLinear(linear)
+            mapped = packed(tokens)
+            found = [mapped, packed.gelu(tokens), PackedConv2d(conv)(x)]
+            found += [packed.join(tokens, mapped, "mul"), packed.join(tokens, mapped, "add")]
     except (AttributeError, RuntimeError, TypeError):  # NotImplementedError is a RuntimeError
         return False
-    wanted = (
-        F.linear(tokens.float(), weight[..., 0, 0].float(), bias.float()),
-        F.conv2d(x.float(), weight.float(), bias.float(), padding=1),
-    )
+    mapped = F.linear(tokens.float(), weight[..., 0, 0].float(), bias.float())
+    convolved = F.conv2d(x.float(), weight.float(), bias.float(), padding=1)
+    wanted = [mapped, F.gelu(mapped), convolved, mapped**2, 2 * mapped]
     return all(
         torch.allclose(ours.float(), theirs, rtol=0, atol=tolerance)
         for ours, theirs in zip(found, wanted, strict=True)

@@ -14,7 +14,14 @@ from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import flatten, unflatten
 from pvdm_cli.model import Model, load_model
-from pvdm_cli.models.packed import PackedConv2d, PackedLinear, can_pack, pack
+from pvdm_cli.models.layers import FeedForward
+from pvdm_cli.models.packed import (
+    PackedConv2d,
+    PackedFeedForward,
+    PackedLinear,
+    can_pack,
+    pack,
+)
 from pvdm_cli.rollout import rollout_latents
 from pvdm_cli.runtime import generator
 from pvdm_cli.sampling import Sampling, Steps
@@ -91,6 +98,22 @@ def test_a_packed_convolution_is_the_plain_one_and_keeps_channels_last(
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("gaps", [True, False])
+@torch.inference_mode()
+def test_a_packed_feed_forward_is_the_plain_one(
+    dtype: torch.dtype, gated: bool, gaps: bool
+) -> None:
+    if not can_pack(dtype):
+        pytest.skip("no oneDNN operators here")
+    layer = FeedForward(16, 40, gated=gated).to(dtype)
+    x = torch.randn(2, 3, 16, 5).to(dtype).movedim(-1, 2)
+    wanted = layer.float()(x.float())
+    found = PackedFeedForward(layer.to(dtype))(x if gaps else x.contiguous())
+    torch.testing.assert_close(found.float(), wanted, atol=ROUNDING[dtype], rtol=0)
+
+
 @needs_packing
 def test_a_bias_that_is_a_view_with_gaps_is_read_as_it_is() -> None:
     layer = nn.Linear(16, 40).requires_grad_(False)
@@ -104,8 +127,8 @@ def test_every_linear_map_and_convolution_of_both_networks_is_packed() -> None:
     model = accelerate(tiny_model())
     assert model.denoiser is not None
     kinds = {type(layer) for net in (model.autoencoder, model.denoiser) for layer in net.modules()}
-    assert {PackedLinear, PackedConv2d} <= kinds
-    assert not {nn.Linear, nn.Conv2d} & kinds
+    assert {PackedLinear, PackedConv2d, PackedFeedForward} <= kinds
+    assert not {nn.Linear, nn.Conv2d, FeedForward} & kinds
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,0 +1,67 @@
+"""Convolutions of 3 x 3 with fewer products: Winograd's minimal filtering (Lavin and Gray 2016).
+
+F(m x m, 3 x 3) cuts an image into tiles of m x m outputs, evaluates the n x n inputs of each, n =
+m + 2, and the weights as polynomials at n - 1 points and infinity, multiplies there, and
+interpolates: n^2 products a tile where a plain convolution makes 9 m^2.
+
+Axes: b batch, c channels, H and W of an image, y and x the tiles of one.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Of small numbers, so that rounding stays small: (0, 1, -1, 2, -2) errs half as much again.
+POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 0.5, -2)}
+ONE = 1  # the place of the point 1, where a constant image has its value in all outputs
+
+
+class WinogradConv2d(nn.Module):
+    """nn.Conv2d of 3 x 3 with padding 1 and a bias; for inference, in fp32.
+
+    2.25 (m = 2) or 4 (m = 4) times fewer products, of weights that are 1.8 or 4 times as large.
+    """
+
+    def __init__(self, conv: nn.Conv2d, m: int) -> None:
+        super().__init__()
+        assert conv.bias is not None
+        self.m, self.n = m, m + 2
+        weights, inputs, outputs = (torch.kron(side, side) for side in transforms(POINTS[m]))
+        plain = conv.weight.detach().double().permute(2, 3, 1, 0)  # [3, 3, in, out]
+        self.weights = (weights @ plain.flatten(0, 1).flatten(1)).float()
+        self.weights = self.weights.view(self.n**2, *plain.shape[2:])
+        self.inputs, self.outputs = inputs.float(), outputs.float()
+        self.bias = conv.bias.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve [b, c, H, W]; the result is channels-last."""
+        m, n = self.m, self.n
+        b, c, height, width = x.shape
+        bottom, right = 1 + -height % m, 1 + -width % m  # the last tiles may hang over
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, bottom))
+        tiles = padded.unfold(1, n, m).unfold(2, n, m)  # [b, y, x, c, n, n]
+        rows, columns = tiles.shape[1:3]
+        values = self.inputs @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(n**2, -1)
+        products = torch.bmm(values.view(n**2, -1, c), self.weights)
+        products[ONE * n + ONE] += self.bias
+        out = (self.outputs @ products.flatten(1)).view(m, m, b, rows, columns, -1)
+        out = out.permute(2, 3, 0, 4, 1, 5).reshape(b, rows * m, columns * m, -1)
+        return out[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def transforms(points: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what evaluates 3 weights [n, 3] and n inputs [n, n], and interpolates m outputs [m, n].
+
+    The method of Toom and Cook, transposed, at n - 1 points and infinity; in float64.
+    """
+    at, n = np.array(points, dtype=np.float64), len(points) + 1
+    others = [np.delete(at, i) for i in range(n - 1)]
+    weights, inputs, outputs = np.zeros((n, 3)), np.zeros((n, n)), np.zeros((n - 2, n))
+    scale = [np.prod(point - rest) for point, rest in zip(at, others, strict=True)]
+    weights[:-1] = np.vander(at, 3, increasing=True) / np.array(scale)[:, None]
+    inputs[:-1, :-1] = [np.poly(rest)[::-1] for rest in others]
+    outputs[:, :-1] = np.vander(at, n - 2, increasing=True).T
+    inputs[-1] = np.poly(at)[::-1]
+    weights[-1, -1] = outputs[-1, -1] = 1
+    return torch.from_numpy(weights), torch.from_numpy(inputs), torch.from_numpy(outputs)
