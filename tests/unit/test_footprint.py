@@ -63,7 +63,7 @@ def test_a_plan_tells_the_peak_and_the_largest_batch() -> None:
         ("sky/diffusion-s", "none", 64),
         ("sky/diffusion-s", "attention", 128),
         ("sky/diffusion-l", "none", 32),
-        ("sky/diffusion-l", "attention", 64),
+        ("sky/diffusion-l", "attention", 48),
     ],
 )
 def test_so_many_clips_train_on_a_card_of_24_gib(preset: str, grain: str, least: int) -> None:
@@ -79,5 +79,14 @@ def test_the_count_is_near_what_training_takes_on_the_cpu() -> None:
         ["sky/diffusion-s"], overrides=changes, batches=[2], repeats=1, device="cpu"
     ).figures
     assert figure.peak is not None
-    counted = count_step(config, 2, "fp32").peak  # 17 % less was found
-    assert figure.peak.bytes == pytest.approx(counted, rel=0.25)
+    counted = count_step(config, 2, "fp32").peak  # 14 % more was found
+    assert figure.peak.bytes == pytest.approx(counted, rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "measured"), [(16, 4.94), (64, 14.08)])
+def test_the_count_is_what_an_h100_needed(batch: int, measured: float) -> None:
+    config = load_config("sky/diffusion-s", ["training.activation_checkpointing=none"])
+    found = count_step(config, batch, "bf16")
+    bare = 3 * 4 * num_parameters(Denoiser(config.model()))  # that step had no average, no encoder
+    assert (bare + found.passing) / 2**30 == pytest.approx(measured, rel=0.03)
