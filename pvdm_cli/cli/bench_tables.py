@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 def show(result: "Bench", *, markdown: bool = False) -> None:
     """Print all tables of a result on stdout."""
-    if result.bench == "rivals":
-        for table in rival_tables.tables(result):
-            put(table, markdown=markdown)
-        return
     tables: dict[str, Callable[[Bench, list[Figure]], Table]] = {
         "sample": _sampling,
         "train": _training,
@@ -41,12 +37,18 @@ def show(result: "Bench", *, markdown: bool = False) -> None:
     }
     for name, part in groupby(result.figures, key=lambda figure: figure.bench):
         figures = list(part)
+        if name == "rivals":
+            for table in rival_tables.tables(result, figures):
+                put(table, markdown=markdown)
+            continue
         put(tables[name](result, figures), markdown=markdown)
         if name in ("sample", "train") and any(figure.floor for figure in figures):
             put(_floors(figures), markdown=markdown)
     if result.bench == "all":  # else they are among the footers
+        told = {note for figure in result.figures for note in figure.notes}
         for note in result.notes:
-            typer.echo(f"- {note}" if markdown else note)
+            if note not in told:
+                typer.echo(f"- {note}" if markdown else note)
 
 
 def comparison(found: "Compared", names: tuple[str, str]) -> Table:
