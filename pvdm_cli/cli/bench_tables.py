@@ -14,6 +14,7 @@ from pvdm_cli.cli.bench_cells import (
     device,
     floor_cells,
     floor_footer,
+    gigabytes,
     machine,
     memory,
     put,
@@ -129,15 +130,26 @@ def _cost(figure: "Figure") -> str:
 def _training(result: "Bench", figures: Sequence["Figure"]) -> Table:
     """Published rows, then ours."""
     known = dict.fromkeys((row.method, row.train_batch, row.hardware) for row in result.published)
-    rows = [[name, str(batch), NONE, NONE, NONE, card] for name, batch, card in known]
+    rows = [[name, str(batch), *[NONE] * 4, card] for name, batch, card in known]
     rows += [
-        [each.subject, _largest(each), *_pace(each), memory(each), device(each)] for each in figures
+        [
+            each.subject,
+            _largest(each),
+            *_pace(each),
+            memory(each),
+            gigabytes(each.predicted),
+            device(each),
+        ]
+        for each in figures
     ]
     footer = [*_published(result), *_ours(figures, result, " on noise.")]
+    if any(each.predicted for each in figures):
+        footer.append("predicted: the tensors of a step as on a GPU, counted without running it")
     for each in figures:
         size = f"clips of {each.settings['frames']} x {each.height} x {each.width}"
         footer.append("; ".join([f"{each.subject}: {each.settings['stage']}, {size}", *each.notes]))
-    columns = ["preset", "largest\nbatch", "s / step", "clips / s", "peak GB", "device"]
+    heads = ["s /\nstep", "clips /\ns", "peak\nGB", "predicted\nGB"]
+    columns = ["preset", "largest\nbatch", *heads, "device"]
     if all(figure.search is None and figure.timing for figure in figures):
         columns[1] = "batch"
     title = "Largest training batch and one step with it"
