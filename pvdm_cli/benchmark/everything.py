@@ -7,15 +7,19 @@ from typing import Any
 from pvdm_cli.benchmark.coding import bench_coding
 from pvdm_cli.benchmark.figure import Bench
 from pvdm_cli.benchmark.io import bench_io
+from pvdm_cli.benchmark.rivals import bench_rivals
 from pvdm_cli.benchmark.sample import FRAMES, STEPS, bench_sample
 from pvdm_cli.benchmark.subjects import find_subject
+from pvdm_cli.benchmark.systems import find_systems
 from pvdm_cli.benchmark.train import DEFAULT_PRESETS, bench_train
 from pvdm_cli.errors import ConfigError
 from pvdm_cli.progress import SILENT, Reporter
+from pvdm_cli.sampling import Steps
 from pvdm_cli.shipped import preset_path
 
 MINUTES = 10.0
-SHARES = {"sample": 4, "train": 3, "encode": 1, "decode": 1, "io": 1}  # of the time
+# Of the time; rivals come last and also have what the others save.
+SHARES = {"sample": 4, "train": 3, "encode": 1, "decode": 1, "io": 1, "rivals": 1}
 
 
 def bench_all(
@@ -24,6 +28,7 @@ def bench_all(
     steps: str = STEPS,
     frames: Sequence[int] = FRAMES,
     extrapolate: bool = False,
+    systems: str = "all",
     minutes: float = MINUTES,
     memory_limit: int | None = None,
     max_batch: int = 4,
@@ -32,7 +37,7 @@ def bench_all(
     device: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Bench:
-    """Measure sampling, training, encoding, decoding and files, in this order.
+    """Measure sampling, training, encoding, decoding, files and other systems, in this order.
 
     Training is measured for presets: for `demo` it is its preset, and other models are left out.
 
@@ -41,6 +46,8 @@ def bench_all(
         steps: N/M, or several with commas between.
         frames: Lengths of the sampled video.
         extrapolate: Sample a few steps and one clip and multiply out.
+        systems: Other people's, names with commas between, or all; ours beside them takes the first
+            of the steps.
         minutes: For all of it, in shares; what is not done by then is left out, and its figures
             say so.
         memory_limit: Bytes for the largest training batch; None: the card, or 80 % of the free
@@ -56,6 +63,8 @@ def bench_all(
     """
     for name in names:
         find_subject(name)  # before anything is measured
+    find_systems(systems)
+    first = Steps.parse(steps.split(",")[0]).first
     trained, others = _trainable(names)
     notes = [f"{name}: a model tells no training settings; give its preset" for name in others]
     for note in notes:
@@ -72,6 +81,7 @@ def bench_all(
         "encode": lambda: bench_coding("encode", names, **drawn, **shared),
         "decode": lambda: bench_coding("decode", names, **drawn, **shared),
         "io": lambda: bench_io(names, seed=seed, **shared),
+        "rivals": lambda: bench_rivals(names, systems=systems, steps=first, **drawn, **shared),
     }
     end, left = time.monotonic() + 60 * minutes, sum(SHARES.values())
     found = []
@@ -84,7 +94,7 @@ def bench_all(
     notes += dict.fromkeys(note for each in found for note in each.notes)
     if late := sum(figure.state == "out of time" for figure in figures):
         notes.append(f"{late} of {len(figures)} figures are missing: {minutes:g} minutes were over")
-    return Bench("all", figures, notes=notes)
+    return Bench("all", figures, notes=notes, systems=found[-1].systems)
 
 
 def _trainable(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -63,6 +63,8 @@ class Figure:
         extrapolated: The time follows from a few steps of each kind and one decoding.
         timing: Of one batch.
         peak: Memory while it was done.
+        predicted: Bytes of the peak as `footprint` counts them without running it; None where that
+            leaves something out, and where no peak was measured.
         floor: What the device needs for it at the least.
         search: How the batch was found; None: it was given.
         step: Time of one network call, where the whole follows from it.
@@ -84,6 +86,7 @@ class Figure:
     extrapolated: bool = False
     timing: Timing | None = None
     peak: Peak | None = None
+    predicted: int | None = None
     floor: Floor | None = None
     search: Search | None = None
     step: Timing | None = None
@@ -107,8 +110,8 @@ class Row:
         bench: Which benchmark.
         subject: What was measured.
         settings: How: the same in two results means that the numbers can be compared.
-        quantity: seconds, seconds per step, peak memory, reserved memory, largest batch,
-            operations or weights.
+        quantity: seconds, seconds per step, peak memory, reserved memory, predicted memory, largest
+            batch, operations or weights.
         unit: Of the number.
         median: The number.
         spread: The longest less the shortest of n.
@@ -198,6 +201,8 @@ def rows_of(figure: Figure) -> Iterator[Row]:
         yield Row(*places, "operations", "TFLOP", figure.counted.flops / 1e12)
         yield Row(*places, "weights", "bytes", figure.counted.weight_bytes)
     yield from _memory(figure.peak, places)
+    if figure.predicted is not None:
+        yield Row(*places, "predicted memory", "bytes", figure.predicted)
     for tried in figure.search.tries if figure.search else ():
         if tried.fits:
             yield from _memory(tried.peak, settings_of(figure, tried.batch))

@@ -47,6 +47,7 @@ def bench_rivals(
     repeats: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    deadline: float | None = None,
     reporter: Reporter = SILENT,
 ) -> Bench:
     """Measure one clip of ours and of other systems, each in its own process, or count it.
@@ -60,6 +61,8 @@ def bench_rivals(
         repeats: Steps timed; None: 3, fewer once 20 s are spent.
         seed: Of our random weights and noise.
         device: cpu | cuda | mps | auto.
+        deadline: When everything must be over, by `time.monotonic`; a count that has begun by then
+            (3 s at most on one core) is ended.
         reporter: Told of every step.
 
     Raises:
@@ -73,10 +76,14 @@ def bench_rivals(
         repeats=repeats,
         limit=limit_of(memory_limit, target),
         seed=seed,
+        deadline=deadline,
         reporter=reporter,
     )
     figures = [_ours(run, subject, Steps(steps, steps), precision) for subject in subjects]
-    figures += [_theirs(run, system, precision) for system in chosen]
+    costs = [_count(run, system, precision) for system in chosen]  # seconds, so before the runs
+    figures += [
+        _theirs(run, system, cost, precision) for system, cost in zip(chosen, costs, strict=True)
+    ]
     notes = [note for subject in subjects for note in subject.notes]
     notes += [note for figure in figures for note in figure.notes]
     return Bench("rivals", figures, notes=notes, systems=published_systems())
@@ -117,8 +124,8 @@ def _count_ours(config: ModelConfig, steps: int, precision: str) -> Counted:
     return Counted(step.weights, SIZES[precision] * weights, step.flops, steps, decode.flops)
 
 
-def _theirs(run: Run, system: System, precision: str) -> Figure:
-    """Count a system and, where that is possible, run it; else say why not."""
+def _theirs(run: Run, system: System, cost: Counted | None, precision: str) -> Figure:
+    """Run a system where that is possible; else say why not."""
     about: dict[str, Any] = {
         "bench": "rivals",
         "subject": system.title,
@@ -128,16 +135,14 @@ def _theirs(run: Run, system: System, precision: str) -> Figure:
         "width": system.pixels,
         "weights": "random",
         "extrapolated": True,
+        "counted": cost,
     }
     named = f"{system.name}: "
     if lacks := system.lacks:
         found = Measured("not installed", 1, None, None, None)
         return Figure(**about, notes=[named + lacks], **run.told(found, None, precision))
-    run.reporter.start(f"{system.title}, counting")
-    about["counted"] = _count(system, precision)
-    run.reporter.done()
-    if not system.live:
-        found = Measured(COUNTED, 1, None, None, None)
+    if cost is None or not system.live:
+        found = Measured("out of time" if cost is None else COUNTED, 1, None, None, None)
         return Figure(**about, **run.told(found, None, precision))
     job = RivalJob(system=system.name, precision=precision, **run.common)
     found = run.measure("rival", f"{system.title}, one clip", job, 1)
@@ -148,7 +153,17 @@ def _theirs(run: Run, system: System, precision: str) -> Figure:
     return Figure(**about, notes=notes, **told)
 
 
-def _count(system: System, precision: str) -> Counted:
+def _count(run: Run, system: System, precision: str) -> Counted | None:
+    """Count one clip of a system, if it is there and while there is time."""
+    if system.lacks or run.over:
+        return None
+    run.reporter.start(f"{system.title}, counting")
+    found = count_clip(system, precision)
+    run.reporter.done()
+    return found
+
+
+def count_clip(system: System, precision: str) -> Counted:
     """Count one clip of a system."""
     step, decode = system.step, system.decode
     weights, flops = step.cost().weights, 0

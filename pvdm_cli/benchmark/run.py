@@ -97,6 +97,16 @@ class Run:
             "seed": self.seed,
         }
 
+    @property
+    def left(self) -> float | None:
+        """Seconds to the deadline; None: there is none."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.left is not None and self.left <= 0
+
     def measure(
         self, kind: str, name: str, job: JobT, batch: Batch, probe: JobT | None = None
     ) -> Measured:
@@ -148,11 +158,10 @@ class Run:
 
     def _at(self, kind: str, name: str, job: Job) -> Measured:
         """Let a child do one job."""
-        left = None if self.deadline is None else self.deadline - time.monotonic()
-        if left is not None and left <= 0:
+        if self.over:
             raise OutOfTime
         self.reporter.start(f"{name}, batch {job.batch}", unit="step")
-        state, figures = child.measure(kind, asdict(job), self.reporter.advance, timeout=left)
+        state, figures = child.measure(kind, asdict(job), self.reporter.advance, timeout=self.left)
         if state == "out of time":
             raise OutOfTime
         if state != "done":

@@ -15,9 +15,10 @@ from pvdm_cli.benchmark.figure import Bench, Figure
 from pvdm_cli.benchmark.floor import training_work
 from pvdm_cli.benchmark.maximum import limit_of
 from pvdm_cli.benchmark.noise import noise_stage
-from pvdm_cli.benchmark.run import Batch, Job, Run
+from pvdm_cli.benchmark.run import Batch, Job, Measured, Run
 from pvdm_cli.benchmark.work import begin, nothing, timed
 from pvdm_cli.config import RunConfig, load_config, parse_config
+from pvdm_cli.footprint import count_step
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.ranks import Ranks
 from pvdm_cli.runtime import resolve_device, resolve_precision
@@ -105,8 +106,17 @@ def _figure(run: Run, name: str, config: RunConfig, notes: list[str], batch: Bat
         height=clip.height,
         width=clip.width,
         notes=notes,
+        predicted=_predicted(config, found, dtype),
         **run.told(found, lambda batch: training_work(config, batch, dtype), dtype),
     )
+
+
+def _predicted(config: RunConfig, found: Measured, precision: str) -> int | None:
+    """Count the peak of what was measured; not where networks of losses, left uncounted, take part."""
+    judged = config.stage == "autoencoder" and (config.loss.lpips or config.adversarial)
+    if judged or found.peak is None or found.peak.bytes is None:
+        return None
+    return count_step(config, found.batch, precision).peak
 
 
 def fitting_batch(config: RunConfig, device: str, reporter: Reporter = SILENT) -> int:

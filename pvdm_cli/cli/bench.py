@@ -22,6 +22,7 @@ from pvdm_cli.cli.bench_options import (
     PrecisionsOpt,
     RepeatsOpt,
     StepsOpt,
+    SystemsOpt,
 )
 from pvdm_cli.cli.bench_output import Output, read_memory, show_comparison
 from pvdm_cli.cli.options import DebugOpt, DeviceOpt, JsonOpt, QuietOpt, SeedOpt
@@ -159,6 +160,7 @@ def all_(
     steps: StepsOpt = "100/20",
     frames: FramesOpt = "16,128",
     extrapolate: ExtrapolateOpt = False,
+    systems: SystemsOpt = "all",
     minutes: Annotated[
         float,
         typer.Option(min=0.1, help="For all of it; figures not done by then are left out."),
@@ -180,9 +182,10 @@ def all_(
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Measure sampling, training, encoding, decoding and files one after the other.
+    """Measure sampling, training, encoding, decoding, files and other systems, one after the other.
 
-    Training is measured for presets; for the demo model for both of its own.
+    Training is measured for presets; for the demo model for both of its own. Of other systems, which
+    come with `pip install 'pvdm[rivals]'`, a few steps are timed and multiplied out.
 
     Examples:
         pvdm bench all
@@ -200,6 +203,7 @@ def all_(
             steps=steps,
             frames=lengths,
             extrapolate=extrapolate,
+            systems=systems,
             minutes=minutes,
             memory_limit=limit,
             max_batch=max_batch,

@@ -108,7 +108,11 @@ def machine(figure: "Figure", result: "Bench") -> str:
 
 def memory(figure: "Figure") -> str:
     """Show the peak in GB, where known."""
-    size = figure.peak.bytes if figure.peak else None
+    return gigabytes(figure.peak.bytes if figure.peak else None)
+
+
+def gigabytes(size: int | None) -> str:
+    """Show bytes in GB, where known."""
     return NONE if size is None else short(size / GB, least=2)
 
 

@@ -27,6 +27,15 @@ ExtrapolateOpt = Annotated[
         help="Measure a few steps and one decoding and multiply out; marked ~ in the table.",
     ),
 ]
+SystemsOpt = Annotated[
+    str,
+    typer.Option(
+        "--systems",
+        metavar="NAME[,NAME]",
+        help="vdm, latte-s, latte-xl are run; vdm-256, unet3d, animatediff, cogvideox, wan, ltx "
+        "are counted; all.",
+    ),
+]
 RepeatsOpt = Annotated[
     int | None,
     typer.Option(

@@ -14,6 +14,7 @@ from pvdm_cli.cli.bench_options import (
     MemoryOpt,
     ModelsArg,
     RepeatsOpt,
+    SystemsOpt,
 )
 from pvdm_cli.cli.bench_output import Output, read_memory
 from pvdm_cli.cli.options import DebugOpt, DeviceOpt, JsonOpt, QuietOpt, SeedOpt
@@ -22,14 +23,7 @@ from pvdm_cli.errors import PvdmError
 
 def rivals(
     models: ModelsArg = None,
-    systems: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME[,NAME]",
-            help="vdm, latte-s, latte-xl are run; vdm-256, unet3d, animatediff, cogvideox, wan, ltx "
-            "are counted; all.",
-        ),
-    ] = "all",
+    systems: SystemsOpt = "all",
     steps: Annotated[
         int, typer.Option(min=1, help="Steps of a clip of ours; those of the others are fixed.")
     ] = 100,

@@ -14,6 +14,7 @@ from pvdm_cli.cli.bench_cells import (
     device,
     floor_cells,
     floor_footer,
+    gigabytes,
     machine,
     memory,
     put,
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 def show(result: "Bench", *, markdown: bool = False) -> None:
     """Print all tables of a result on stdout."""
-    if result.bench == "rivals":
-        for table in rival_tables.tables(result):
-            put(table, markdown=markdown)
-        return
     tables: dict[str, Callable[[Bench, list[Figure]], Table]] = {
         "sample": _sampling,
         "train": _training,
@@ -41,12 +38,18 @@ def show(result: "Bench", *, markdown: bool = False) -> None:
     }
     for name, part in groupby(result.figures, key=lambda figure: figure.bench):
         figures = list(part)
+        if name == "rivals":
+            for table in rival_tables.tables(result, figures):
+                put(table, markdown=markdown)
+            continue
         put(tables[name](result, figures), markdown=markdown)
         if name in ("sample", "train") and any(figure.floor for figure in figures):
             put(_floors(figures), markdown=markdown)
     if result.bench == "all":  # else they are among the footers
+        told = {note for figure in result.figures for note in figure.notes}
         for note in result.notes:
-            typer.echo(f"- {note}" if markdown else note)
+            if note not in told:
+                typer.echo(f"- {note}" if markdown else note)
 
 
 def comparison(found: "Compared", names: tuple[str, str]) -> Table:
@@ -127,15 +130,26 @@ def _cost(figure: "Figure") -> str:
 def _training(result: "Bench", figures: Sequence["Figure"]) -> Table:
     """Published rows, then ours."""
     known = dict.fromkeys((row.method, row.train_batch, row.hardware) for row in result.published)
-    rows = [[name, str(batch), NONE, NONE, NONE, card] for name, batch, card in known]
+    rows = [[name, str(batch), *[NONE] * 4, card] for name, batch, card in known]
     rows += [
-        [each.subject, _largest(each), *_pace(each), memory(each), device(each)] for each in figures
+        [
+            each.subject,
+            _largest(each),
+            *_pace(each),
+            memory(each),
+            gigabytes(each.predicted),
+            device(each),
+        ]
+        for each in figures
     ]
     footer = [*_published(result), *_ours(figures, result, " on noise.")]
+    if any(each.predicted for each in figures):
+        footer.append("predicted: the tensors of a step as on a GPU, counted without running it")
     for each in figures:
         size = f"clips of {each.settings['frames']} x {each.height} x {each.width}"
         footer.append("; ".join([f"{each.subject}: {each.settings['stage']}, {size}", *each.notes]))
-    columns = ["preset", "largest\nbatch", "s / step", "clips / s", "peak GB", "device"]
+    heads = ["s /\nstep", "clips /\ns", "peak\nGB", "predicted\nGB"]
+    columns = ["preset", "largest\nbatch", *heads, "device"]
     if all(figure.search is None and figure.timing for figure in figures):
         columns[1] = "batch"
     title = "Largest training batch and one step with it"

@@ -1,6 +1,6 @@
 """Tables of `pvdm bench rivals`: what was run, what a clip costs, what is only published."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pvdm_cli.cli.bench_cells import (
@@ -21,23 +21,26 @@ if TYPE_CHECKING:
     from pvdm_cli.benchmark.published import PublishedRow
 
 # In a word, for the narrow column; the lines below the table say it in a sentence.
-NOT_RUN = {"counted, not run": "counted", "out of memory": "too large", "not installed": "missing"}
+NOT_RUN = {
+    "counted, not run": "counted",
+    "out of memory": "too large",
+    "out of time": "no time",
+    "not installed": "missing",
+}
 
 
-def tables(result: "Bench") -> Iterator[Table]:
-    """Give all tables."""
-    yield _run(result)
-    yield _counted(result)
+def tables(result: "Bench", figures: Sequence["Figure"]) -> Iterator[Table]:
+    """Give all tables, of the figures of rivals in a result."""
+    yield _run(result, figures)
+    yield _counted(figures)
     yield _published(result)
 
 
-def _run(result: "Bench") -> Table:
+def _run(result: "Bench", figures: Sequence["Figure"]) -> Table:
     """Give time and memory of what was run, ours first."""
-    rows = [
-        [*_who(each), *_times(each, result.figures[0]), *_state(each)] for each in result.figures
-    ]
+    rows = [[*_who(each), *_times(each, figures[0]), *_state(each)] for each in figures]
     heads = ["s / step", "s / clip", "times\nours", "peak\nGB", "% of\nfloor"]
-    ran = [figure for figure in result.figures if figure.timing]
+    ran = [figure for figure in figures if figure.step]
     footer = []
     if ran:
         steps = sorted({each.step.repeats for each in ran if each.step})
@@ -48,7 +51,7 @@ def _run(result: "Bench") -> Table:
             *_processor(ran),
             *floor_footer(ran),
         ]
-    footer += [note for figure in result.figures for note in figure.notes]
+    footer += [note for figure in figures for note in figure.notes]
     columns = ["system", "px", "steps", *heads, "run on"]
     return Table("Seconds and peak memory of one clip of 16 frames", columns, rows, footer)
 
@@ -88,9 +91,9 @@ def _processor(figures: list["Figure"]) -> list[str]:
     return [f"processor seconds of all steps, threads added up: {', '.join(told)}"]
 
 
-def _counted(result: "Bench") -> Table:
+def _counted(figures: Sequence["Figure"]) -> Table:
     """Give operations and weights of everything."""
-    figures = [figure for figure in result.figures if figure.counted]
+    figures = [figure for figure in figures if figure.counted]
     ours = figures[0].counted if figures else None
     rows = []
     for each in figures:

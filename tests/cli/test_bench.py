@@ -14,6 +14,8 @@ from pvdm_cli.benchmark import child, floor
 from pvdm_cli.benchmark.child import Outcome
 from pvdm_cli.benchmark.timing import Timing
 from pvdm_cli.cli import bench_cells
+from pvdm_cli.config import load_config
+from pvdm_cli.footprint import count_step
 
 GB = 2**30
 
@@ -143,12 +145,29 @@ def test_the_train_table_names_the_largest_batch_and_the_limit(
     lines = result.out.splitlines()
     assert max(map(len, lines)) <= 80
     ours = next(line for line in lines if line.strip().startswith("ucf101/"))
-    assert ours.split()[1:] == ["5", "1.25", "4", "6.25", "cpu", "fp32"]
+    assert ours.split()[1:] == ["5", "1.25", "4", "6.25", "-", "cpu", "fp32"]  # LPIPS: uncounted
     assert [job["batch"] for job in pretended] == [1, 2, 4, 8, 6, 5, 5]
     assert "must fit in 24 GB (given)" in result.out
     assert "ucf101/autoencoder: measured in fp32" in result.err
     assert "measured in fp32: its fp16 needs a GPU" in " ".join(result.out.split())
     assert "batch 8 does not fit" in result.err
+
+
+def test_the_predicted_peak_stands_beside_the_measured_one(
+    pvdm: Any, preset: str, pretended: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    words = ["--batch-size", "3", "--device", "cpu", "--markdown", "--out", out]
+    lines = pvdm("bench", "train", preset, *words).out.splitlines()
+    predicted = count_step(load_config(preset, []), 3, "fp32").peak
+    rows = {row["quantity"]: row for row in json.loads(out.read_text())["rows"]}
+    for quantity, size in (("peak memory", 15 * GB // 4), ("predicted memory", predicted)):
+        assert (rows[quantity]["median"], rows[quantity]["unit"]) == (size, "bytes")
+    assert "batch 3" in rows["predicted memory"]["settings"]
+    heads = "| preset | batch | s / step | clips / s | peak: GB | predicted: GB | device |"
+    assert heads in lines
+    cells = f"3 | 0.750 | 4 | 3.75 | {predicted / GB:.2g} | cpu fp32"
+    assert f"| {preset} | {cells} |" in lines
 
 
 def test_markdown_is_a_table_with_whole_names(

@@ -34,7 +34,7 @@ def neighbour_difference(videos: NDArray[np.uint8]) -> float:
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.uint8]:
     out = tmp_path_factory.mktemp("samples")
-    result = api.sample("demo", out, frames=128, num=8, format="npz", batch_size=8)
+    result = api.sample("demo", out, frames=128, num=4, format="npz", batch_size=4)
     return np.stack([np.load(path)["frames"] for path in result.videos])
 
 

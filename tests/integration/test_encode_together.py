@@ -57,11 +57,12 @@ def test_two_processes_make_the_cache_that_one_makes_and_one_continues_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sky48_128", "ucf101", "cctv300_128"])
-def test_one_two_and_three_processes_agree_on_whole_data_sets(
+def test_one_two_and_three_processes_agree_on_data_sets(
     name: str, shared: Path, tmp_path: Path
 ) -> None:
-    """All of the videos, by the shipped model; the same command goes on with another number."""
-    videos = shared / "data" / name
+    """Up to a hundred videos, by the shipped model."""
+    sources = [source.path for source in find_videos(shared / "data" / name)]
+    videos = folder_of(sources[:100], tmp_path / "videos")
     made = []
     for number in (1, 2, 3):
         made.append(tmp_path / str(number))

@@ -1,11 +1,14 @@
 """Memory of a score, measured in processes of their own: it does not grow with the number of clips."""
 
+import os
 import subprocess
 import sys
 from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
+
+MANY = int(os.environ.get("PVDM_CLIPS", "1024"))
 
 SCORE = """
 import sys
@@ -34,7 +37,7 @@ print(result.fake.clips, peak_memory(device) >> 20)
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_64_clips_for_2048(tmp_path: Path, shared: Path) -> None:
+def test_memory_is_that_of_64_clips_for_many(tmp_path: Path, shared: Path) -> None:
     videos = sorted((shared / "data" / "weizmann72_64").glob("*.mp4"))
 
     def peak(num: int) -> int:
@@ -50,5 +53,5 @@ def test_memory_is_that_of_64_clips_for_2048(tmp_path: Path, shared: Path) -> No
         assert clips == num
         return mib
 
-    few, many = peak(64), peak(2048)
-    assert many - few < 100  # all clips are 384 MiB, their features 3
+    few, many = peak(64), peak(MANY)
+    assert many - few < 100  # 1,024 clips are 192 MiB, their features 1.6

@@ -17,7 +17,7 @@ from pvdm_cli.model import list_checkpoints, load_model
 
 STAGES = ["autoencoder", "diffusion"]
 SEED = int(os.environ.get("PVDM_KILL_SEED", "0"))  # for trying other kills by hand
-EVERY = int(os.environ.get("PVDM_KILL_EVERY", "10"))  # file operations from kill to kill
+EVERY = int(os.environ.get("PVDM_KILL_EVERY", "20"))  # file operations from kill to kill
 KILLS = int(os.environ.get("PVDM_KILLS", "5"))  # of each case below
 KILLED = -signal.SIGKILL
 SHORT = (
@@ -64,7 +64,9 @@ def test_killed_at_file_operations_a_run_still_ends_with_the_same_bytes(
 def test_killed_once_anywhere_in_a_run_nothing_is_lost(
     place: Place, whole: Callable[[str], Path], tmp_path: Path, stage: str
 ) -> None:
-    for number in range(SEED % EVERY, 1000, EVERY):
+    # Both stages save by the same code: one is killed half-way between the places of the other.
+    first = (SEED + EVERY * STAGES.index(stage) // 2) % EVERY
+    for number in range(first, 1000, EVERY):
         run = tmp_path / str(number)
         code = train_in_child(place, stage, run, *SHORT, kill_at=number)
         assert code in (0, KILLED)
@@ -76,34 +78,9 @@ def test_killed_once_anywhere_in_a_run_nothing_is_lost(
     raise AssertionError("a run has more file operations than were tried")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_random_moments_a_run_still_ends_with_the_same_bytes(
-    place: Place, whole: Callable[[str], Path], tmp_path: Path, stage: str
-) -> None:
-    rng, run, kills = random.Random(f"moments {SEED} {stage}"), tmp_path / "run", 0
-    began = time.monotonic()
-    assert train_in_child(place, stage, tmp_path / "timed", *SHORT) == 0
-    seconds = time.monotonic() - began
-    while kills < 2:  # again and sooner, if the machine has become faster meanwhile
-        shutil.rmtree(run, ignore_errors=True)
-        code, kills = KILLED, 0
-        while code == KILLED:
-            child = start(place, stage, run, *SHORT)
-            child.join(seconds * rng.uniform(0.2, 0.8) if kills < 10 else None)
-            child.kill()
-            child.join()
-            code = child.exitcode
-            kills += code == KILLED
-        assert code == 0
-        assert equal(run, whole(stage))
-        seconds /= 2
-
-
 ADVERSARIAL = ("adversarial.discriminator_channels=8", "adversarial.discriminator_layers=2")
 CASES = {
-    "autoencoder": ("autoencoder", ()),
-    "adversarial": ("autoencoder", ADVERSARIAL),
+    "adversarial": ("autoencoder", ADVERSARIAL),  # has all that a plain first stage has, and more
     "diffusion": ("diffusion", ()),
 }
 
@@ -113,7 +90,10 @@ CASES = {
 def test_killed_while_a_checkpoint_is_written_nothing_is_lost(
     place: Place, tmp_path: Path, case: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """Every second kill comes at any moment, the others in the middle of a checkpoint."""
+    """Every second kill comes at any moment, the others in the middle of a checkpoint.
+
+    The run still ends with the same bytes.
+    """
     (stage, more), rng, run = CASES[case], random.Random(f"{SEED} {case}"), tmp_path / "run"
     settings = (*SHORT, *more, "training.steps=30", "training.checkpoint_every=3")
     began = time.monotonic()

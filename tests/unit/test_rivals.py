@@ -71,7 +71,7 @@ def test_what_nobody_can_run_is_there_with_its_reason_and_its_figures() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_system_costs_what_is_known(name: str) -> None:
     needs(name)
-    found = rivals._count(SYSTEMS[name], "bf16")
+    found = rivals.count_clip(SYSTEMS[name], "bf16")
     counted = found.parameters / 1e6, found.step_flops / 1e9, found.flops / 1e12
     assert counted == pytest.approx(KNOWN[name], rel=0.02)
     assert found.weight_bytes >= 2 * found.parameters
