@@ -157,13 +157,14 @@ def test_all_of_the_demo_model_is_measured_for_real(pvdm: Any, tmp_path: Path) -
 @pytest.mark.slow
 def test_all_of_pvdm_s_ends_within_its_minutes(pvdm: Any, tmp_path: Path) -> None:
     words = ["sky/diffusion-s", "--extrapolate", "--frames", "16", "--repeats", "1"]
+    words += ["--systems", "ltx"]
     began = time.monotonic()
-    result = pvdm("bench", "all", *words, "--minutes", "0.1", "--device", "cpu", "--json")
-    assert time.monotonic() - began < 6 + 30  # networks are counted and rates measured besides
+    result = pvdm("bench", "all", *words, "--minutes", "1.5", "--device", "cpu", "--json")
+    assert time.monotonic() - began < 90 + 30  # networks are counted and rates measured besides
     assert result.code == 0
     told = json.loads(result.out)
     states = [figure["state"] for figure in told["figures"]]
     assert set(states) <= {"done", "out of time", COUNTED, "not installed"}
-    missing = states.count("out of time")
-    assert missing > 0  # what is measured where there is time, the demo model shows
-    assert any(note.startswith(f"{missing} of") for note in told["notes"])
+    assert "done" in states
+    missing = states.count("out of time")  # on two idle cores few or none
+    assert any(note.startswith(f"{missing} of") for note in told["notes"]) == bool(missing)
