@@ -7,7 +7,6 @@ Wall-clock and CPU seconds of all threads; the latter hardly change with what el
 
 import copy
 import sys
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -15,11 +14,12 @@ import torch
 
 from pvdm_cli.acceleration import accelerate
 from pvdm_cli.benchmark.subjects import build, build_autoencoder, find_subject
+from pvdm_cli.benchmark.timing import spent
 from pvdm_cli.latents import unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.runtime import resolve_device
 
-CPU = torch.device("cpu")
+DEVICE = resolve_device("auto")  # a GPU if there is one
 WORK = {  # preset and batch
     "step": ("sky/diffusion-s", 1),
     "step4": ("sky/diffusion-s", 4),
@@ -32,23 +32,23 @@ WORK = {  # preset and batch
 def call_of(work: str, model: Model, batch: int) -> Callable[[], object]:
     """One pass of a network."""
     clip, latent = model.config.clip, model.config.latent
-    z = torch.randn(batch, latent.c, latent.flat, generator=torch.Generator().manual_seed(0)).tanh()
+    z = torch.randn(batch, latent.c, latent.flat, device=DEVICE).tanh()
     if work == "encode":
-        x = torch.zeros(batch, 3, clip.frames, clip.height, clip.width)
+        x = torch.rand(batch, 3, clip.frames, clip.height, clip.width, device=DEVICE)
         return lambda: model.autoencoder.encode(x)
     if work == "decode":
         return lambda: model.autoencoder.decode(unflatten(z, latent))
-    denoiser, t = model.denoiser, torch.full((batch,), 500)
+    denoiser, t = model.denoiser, torch.full((batch,), 500, device=DEVICE)
     assert denoiser is not None
     return lambda: denoiser(z, t, z.flip(0))
 
 
 @torch.inference_mode()
 def measure(work: str, repeats: int) -> None:
-    """Run plain, packed fp32 and bf16 in turn; a line for each."""
+    """Run plain, fp32 and bf16 in turn; a line for each."""
     preset, batch = WORK[work]
     make = build if work.startswith("step") else build_autoencoder
-    plain = make(find_subject(preset), CPU, 0)
+    plain = make(find_subject(preset), DEVICE, 0)
     models = {"plain": plain}
     for precision in ("fp32", "bf16"):
         models[precision] = accelerate(copy.deepcopy(plain), precision)
@@ -57,24 +57,23 @@ def measure(work: str, repeats: int) -> None:
     cpu: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
-            began, busy = time.perf_counter(), time.process_time()
-            call()
+            seconds, busy = spent(call, DEVICE)
             if repeat:  # the first one warms up
-                wall[name].append(time.perf_counter() - began)
-                cpu[name].append(time.process_time() - busy)
+                wall[name].append(seconds)
+                cpu[name].append(busy)
     for name in calls:
-        seconds = f"{median(wall[name]):.3f} s (least {min(wall[name]):.3f})"
+        told = f"{median(wall[name]):.4f} s (least {min(wall[name]):.4f})"
         faster = median(wall["plain"]) / median(wall[name])
         less = median(cpu["plain"]) / median(cpu[name])
         sys.stdout.write(
-            f"{work} {name}: {seconds}, {faster:.2f} times as fast as plain; "
+            f"{work} {name}: {told}, {faster:.2f} times as fast as plain; "
             f"{median(cpu[name]):.3f} CPU s, {less:.2f}\n"
         )
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    resolve_device("cpu")
-    torch.set_num_threads(2)
+    if DEVICE.type == "cpu":
+        torch.set_num_threads(2)
     for each in sys.argv[2:] or WORK:
         measure(each, int(sys.argv[1]) if len(sys.argv) > 1 else 5)

@@ -46,14 +46,14 @@ def fuse(network: nn.Module) -> None:
 
 
 if triton is not None:
-    VARYING = ["film_stride", "repeat", "n", "width", "members", "has_film", "silu", "taps"]
+    VARYING = ["film_stride", "repeat", "n", "width", "has_film", "silu", "taps"]
 
-    # What is not named constexpr makes no kernel of its own: each takes a third of a second to
-    # compile, once on a machine.
+    # What is not named constexpr makes no kernel of its own: each takes half a second to compile,
+    # once on a machine. With the members of a group it is known how wide a load may be.
     @triton.jit(do_not_specialize=VARYING)  # type: ignore[untyped-decorator]
     def _group_norm_kernel(  # type: ignore[no-untyped-def]
-        x, out, weight, bias, film, film_stride, repeat, n, width, c, members, has_film, silu, taps,
-        eps, block_n: tl.constexpr, block_c: tl.constexpr,
+        x, out, weight, bias, film, film_stride, repeat, n, width, c, has_film, silu, taps, eps,
+        members: tl.constexpr, block_n: tl.constexpr, block_c: tl.constexpr,
     ):  # fmt: skip
         """Normalise one group of one row, [n, members] of [n, c]; write it once, or to 3x3 taps."""
         row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -151,8 +151,8 @@ def group_norm(
     told = x if film is None else film
     _group_norm_kernel[(b, norm.num_groups)](
         x, out, norm.weight, norm.bias, told, told.stride(0), b // len(told), n, x.shape[-2], c,
-        members, int(film is not None), int(silu), 9 if taps else 1, norm.eps,
-        block_n=block_n, block_c=block_c,
+        int(film is not None), int(silu), 9 if taps else 1, norm.eps,
+        members=members, block_n=block_n, block_c=block_c,
         num_warps=min(32, max(4, block_n * block_c // 1024)),
     )  # fmt: skip
     return out
