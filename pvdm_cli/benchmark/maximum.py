@@ -1,4 +1,4 @@
-"""The largest batch that fits: doubling, then bisection; and how much memory there is to fit in.
+"""The largest batch that fits: strides, then bisection; and how much memory there is to fit in.
 
 Whether a batch fits is tried in a child process. On the CPU the judge is measured resident memory:
 the child watches itself, gives up at the limit, and its high-water mark must stay below it.
@@ -72,19 +72,25 @@ class Largest(NamedTuple):
     capped: bool
 
 
-def largest_batch(fits: Callable[[int], bool], most: int) -> Largest:
+def largest_batch(fits: Callable[[int], bool], most: int, guess: int = 1) -> Largest:
     """Find the largest batch in 1..most that fits, if all smaller ones fit too.
 
-    Doubles until one does not fit (or `most` does), then halves the gap.
+    Goes up or down from a guess in strides that double, the first an eighth of it, until one fits
+    and another does not; then halves the gap.
     """
     good, bad = 0, most + 1
-    batch = 1
+    batch = min(max(guess, 1), most)
+    stride = max(1, batch // 8)
     while good < bad - 1:
         if fits(batch):
             good = batch
         else:
             bad = batch
-        batch = min(2 * good, most) if bad > most else (good + bad) // 2
+        if good and bad <= most:
+            batch = (good + bad) // 2
+        else:
+            batch = min(good + stride, most) if good else max(1, bad - stride)
+            stride *= 2
     return Largest(good, capped=good == most)
 
 
@@ -135,6 +141,13 @@ def parse_memory(text: str) -> int:
     if not found or found[2] not in UNITS or not size:
         raise PvdmError(f"--memory-limit {text!r}: expected a size like 24, 24GiB or 500MiB")
     return size
+
+
+def memory_of(limit: Limit, device: torch.device) -> int | None:
+    """Bytes there are to fit in; None where the device does not tell."""
+    if limit.bytes is None and device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return limit.bytes
 
 
 def free_memory() -> int | None:

@@ -108,7 +108,13 @@ class Run:
         return self.left is not None and self.left <= 0
 
     def measure(
-        self, kind: str, name: str, job: JobT, batch: Batch, probe: JobT | None = None
+        self,
+        kind: str,
+        name: str,
+        job: JobT,
+        batch: Batch,
+        probe: JobT | None = None,
+        guess: int = 1,
     ) -> Measured:
         """Measure a job at a batch size, or search for the largest one and measure there.
 
@@ -118,18 +124,19 @@ class Run:
             job: What to do; its batch does not count.
             batch: How many at a time; None: as many as fit.
             probe: A shorter job of the same memory that tells whether a batch fits.
+            guess: Where the search begins.
         """
         try:
             if batch is not None:
                 return self._at(kind, name, replace(job, batch=batch))
-            return self._largest(kind, name, job, probe or job)
+            return self._largest(kind, name, job, probe or job, guess)
         except OutOfTime:
             return Measured("out of time", batch or 0, None, None, None)
         finally:
             self.reporter.done()
 
-    def search(self, kind: str, name: str, probe: Job) -> Search:
-        """Search for the largest batch that fits."""
+    def search(self, kind: str, name: str, probe: Job, guess: int = 1) -> Search:
+        """Search for the largest batch that fits, from a guess on."""
         assert self.limit is not None
         limit, origin = self.limit
         tries: list[Try] = []
@@ -142,12 +149,12 @@ class Run:
             self.reporter.say(f"{name}: batch {batch} {tries[-1]}")
             return tries[-1].fits
 
-        found = largest_batch(fits, self.most)
+        found = largest_batch(fits, self.most, guess)
         return Search(*found, limit, origin, tries)
 
-    def _largest(self, kind: str, name: str, job: Job, probe: Job) -> Measured:
+    def _largest(self, kind: str, name: str, job: Job, probe: Job, guess: int) -> Measured:
         """Search, then measure; take the try of the search if memory was too short now."""
-        search = self.search(kind, name, probe)
+        search = self.search(kind, name, probe, guess)
         if not search.largest:
             return Measured("out of memory", 0, None, None, search)
         found = self._at(kind, name, replace(job, batch=search.largest))

@@ -13,18 +13,19 @@ import torch
 
 from pvdm_cli.benchmark.figure import Bench, Figure
 from pvdm_cli.benchmark.floor import training_work
-from pvdm_cli.benchmark.maximum import limit_of
+from pvdm_cli.benchmark.maximum import limit_of, memory_of
 from pvdm_cli.benchmark.noise import noise_stage
 from pvdm_cli.benchmark.run import Batch, Job, Measured, Run
 from pvdm_cli.benchmark.work import begin, nothing, timed
 from pvdm_cli.config import RunConfig, load_config, parse_config
-from pvdm_cli.footprint import count_step
+from pvdm_cli.footprint import count_step, largest_batch
 from pvdm_cli.progress import SILENT, Reporter
 from pvdm_cli.ranks import Ranks
 from pvdm_cli.runtime import resolve_device, resolve_precision
 from pvdm_cli.training.optim import make_average
 from pvdm_cli.training.players import Portion, Stage, accumulate, make_players, update
 
+FEW = 8  # sizes so few are tried sooner than predicted
 DEFAULT_PRESETS = ("demo/autoencoder", "demo/diffusion")
 
 
@@ -95,7 +96,8 @@ def _figure(run: Run, name: str, config: RunConfig, notes: list[str], batch: Bat
     for note in notes:
         run.reporter.say(f"{name}: {note}")
     job = TrainJob(config=config.model_dump(mode="json"), **run.common)
-    found = run.measure("train", name, job, batch)
+    guess = _guess(config, run) if batch is None else 1
+    found = run.measure("train", name, job, batch, guess=guess)
     dtype = resolve_precision(config.training.precision, run.device)
     clip = config.clip
     return Figure(
@@ -112,11 +114,24 @@ def _figure(run: Run, name: str, config: RunConfig, notes: list[str], batch: Bat
 
 
 def _predicted(config: RunConfig, found: Measured, precision: str) -> int | None:
-    """Count the peak of what was measured; not where networks of losses, left uncounted, take part."""
-    judged = config.stage == "autoencoder" and (config.loss.lpips or config.adversarial)
-    if judged or found.peak is None or found.peak.bytes is None:
+    """Count the peak of what was measured, where it can be counted."""
+    if not _is_counted(config) or found.peak is None or found.peak.bytes is None:
         return None
     return count_step(config, found.batch, precision).peak
+
+
+def _guess(config: RunConfig, run: Run) -> int:
+    """Predict the largest batch: a search from there on needs half as many tries, or fewer."""
+    assert run.limit is not None
+    memory = memory_of(run.limit, run.device)
+    if memory is None or run.most <= FEW or not _is_counted(config):
+        return 1
+    return largest_batch(config, resolve_precision(config.training.precision, run.device), memory)
+
+
+def _is_counted(config: RunConfig) -> bool:
+    """Whether `footprint` counts all; networks of losses it does not."""
+    return config.stage == "diffusion" or not (config.loss.lpips or config.adversarial)
 
 
 def fitting_batch(config: RunConfig, device: str, reporter: Reporter = SILENT) -> int:
@@ -135,7 +150,7 @@ def fitting_batch(config: RunConfig, device: str, reporter: Reporter = SILENT) -
         reporter=reporter,
     )
     job = TrainJob(config=config.model_dump(mode="json"), **run.common)
-    found = run.search("train", "batch_size=auto", job).largest
+    found = run.search("train", "batch_size=auto", job, _guess(config, run)).largest
     reporter.done()
     return found
 

@@ -127,18 +127,35 @@ def test_a_measurement_does_not_inherit_the_peak_of_its_parent() -> None:
 # The largest batch --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("guess", [0, 1, 3, 16, 40])
 @pytest.mark.parametrize("most", [1, 5, 16])
 @pytest.mark.parametrize("truth", range(19))
-def test_the_largest_batch_is_found_without_trying_one_twice(truth: int, most: int) -> None:
+def test_the_largest_batch_is_found_without_trying_one_twice(
+    truth: int, most: int, guess: int
+) -> None:
     tried: list[int] = []
 
     def fits(batch: int) -> bool:
         tried.append(batch)
         return batch <= truth
 
-    assert largest_batch(fits, most) == Largest(min(truth, most), capped=truth >= most)
+    found = largest_batch(fits, most, guess)
+    assert found == Largest(min(truth, most), capped=truth >= most)
     assert len(set(tried)) == len(tried) <= 8
     assert all(1 <= batch <= most for batch in tried)
+
+
+@pytest.mark.parametrize(("guess", "most_tries"), [(1, 14), (105, 6)])
+def test_a_good_guess_saves_most_tries(guess: int, most_tries: int) -> None:
+    for truth in (96, 104, 105, 113):
+        tried: list[int] = []
+
+        def fits(batch: int, truth: int = truth, tried: list[int] = tried) -> bool:
+            tried.append(batch)
+            return batch <= truth
+
+        assert largest_batch(fits, 1024, guess).batch == truth
+        assert len(tried) <= most_tries
 
 
 @pytest.mark.parametrize(
