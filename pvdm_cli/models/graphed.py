@@ -1,5 +1,7 @@
 """The denoiser as CUDA graphs: all kernels of a step launched at once; inference only.
 
+What cannot be captured is launched kernel by kernel, as without graphs.
+
 Axes: b batch, c latent channels, n flat latent length.
 """
 
@@ -8,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pvdm_cli.runtime import ran_out
 
 MOST = 16  # graphs of one network; each holds its own inputs, all share the memory between layers
 WARM_UPS = 3  # calls before the capture, in which libraries choose their kernels
@@ -32,7 +36,7 @@ class GraphedForward:
 
     def __init__(self, forward: Forward) -> None:
         self.forward = forward
-        self.captured: dict[tuple[object, ...], Captured] = {}
+        self.captured: dict[tuple[object, ...], Captured | None] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
     @torch.inference_mode()
@@ -47,16 +51,26 @@ class GraphedForward:
         """Predict as `Denoiser.forward`; what is returned lasts until the next call."""
         inputs = (z_t, t, z_prefix, prefix_noise, label)
         key = tuple(None if each is None else (each.shape, each.dtype) for each in inputs)
-        if key not in self.captured:
-            if len(self.captured) == MOST:
-                return self.forward(*inputs)
-            self.captured[key] = self._capture(inputs)
-        graph, kept, output = self.captured[key]
+        if key not in self.captured and len(self.captured) < MOST:
+            self.captured[key] = self._try_to_capture(inputs)
+        found = self.captured.get(key)
+        if found is None:
+            return self.forward(*inputs)
+        graph, kept, output = found
         for target, source in zip(kept, inputs, strict=True):
             if target is not None and source is not None:
                 target.copy_(source, non_blocking=True)
         graph.replay()
         return output
+
+    def _try_to_capture(self, inputs: Inputs) -> Captured | None:
+        """Capture, or give up where the device or a library cannot; want of memory is passed on."""
+        try:
+            return self._capture(inputs)
+        except RuntimeError as error:
+            if ran_out(error):
+                raise
+            return None
 
     def _capture(self, inputs: Inputs) -> Captured:
         """Run a few times beside the main stream, then record."""

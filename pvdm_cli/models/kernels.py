@@ -22,7 +22,7 @@ try:
 except ImportError:  # builds of torch without CUDA
     triton = None
 
-LARGEST = 1 << 17  # numbers of one group that one program holds in registers
+LARGEST = 1 << 16  # numbers of one group that one program holds in registers
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import flatten, unflatten
 from pvdm_cli.model import Model, load_model
+from pvdm_cli.models.graphed import GraphedForward
 from pvdm_cli.models.layers import FeedForward
 from pvdm_cli.models.packed import (
     PackedConv2d,
@@ -230,6 +231,34 @@ def test_an_operator_that_gives_something_else_is_not_used(
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(PvdmError, match="--precision 'int8': choose fp32, bf16, fp16 or auto"):
         accelerate(tiny_model(), "int8")
+
+
+def test_what_cannot_be_captured_is_launched_kernel_by_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def fail(self: GraphedForward, inputs: Any) -> None:
+        asked.append(inputs)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(GraphedForward, "_capture", fail)
+    graphed = GraphedForward(lambda z_t, t, *more: z_t + t[:, None, None])
+    z, t = torch.ones(2, 4, 6), torch.tensor([3, 5])
+    for _ in range(2):
+        assert torch.equal(graphed(z, t), z + t[:, None, None])
+    assert len(asked) == 1  # and not tried again
+
+
+def test_want_of_memory_for_a_graph_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: GraphedForward, inputs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(GraphedForward, "_capture", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        GraphedForward(lambda z_t, *more: z_t)(torch.ones(1, 4, 6), torch.tensor([3]))
 
 
 @pytest.mark.slow
