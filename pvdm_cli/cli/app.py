@@ -182,6 +182,8 @@ def main() -> None:
     try:
         code = launch.run(_run) if launched() else _run()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing may be raised while Python ends
+        if launched():
+            launch.leave(code)
         sys.exit(code)
     except PvdmError as error:
         if options.debug_asked():

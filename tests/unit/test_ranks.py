@@ -1,5 +1,7 @@
 """The processes of one run, as far as one process tells."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,23 @@ def test_numbers_of_machines_that_make_no_sense(given: str) -> None:
 def test_numbers_of_processes_that_make_no_sense(given: str) -> None:
     with pytest.raises(ConfigError, match="give a number from 1 on, or gpu"):
         launch.hand_over(given, "1", None, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc to abort at exit")
+def test_a_process_that_is_done_leaves_before_cpp_can_abort_it() -> None:
+    code = """
+import atexit, ctypes
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(libc.abort, None, None)
+atexit.register(print, "cleaned up")
+from pvdm_cli.cli import launch
+print("done", end=", ")
+launch.leave(3)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stdout) == (3, "done, cleaned up\n")
 
 
 def test_gpu_asks_for_gpus() -> None:
