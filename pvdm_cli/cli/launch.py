@@ -129,7 +129,8 @@ def _launch(nproc: int, least: int, most: int, endpoint: str | None, restarts: i
         except ChildFailedError as failed:
             if _read(outcome):  # the process has said why
                 return _read(outcome)
-            rank, failure = failed.get_first_failure()
+            killed = (each for each in failed.failures.items() if each[1].exitcode < 0)
+            rank, failure = next(killed, failed.get_first_failure())  # others end because of it
             raise PvdmError(
                 f"process {rank} ended by {_death(failure.exitcode)} and "
                 f"--max-restarts {restarts} is used up; the same command goes on"
