@@ -101,7 +101,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     wait_for((run / "latest").exists, process)
     process.send_signal(number)
     code, _, err = ended(process)
-    assert code == 128 + number
+    assert code == 128 + number, err
     assert "stopped; the same command continues" in err
     at = metrics(run)[-1]["step"]
     assert (run / "latest").read_text() == f"step-{at:08d}\n"
