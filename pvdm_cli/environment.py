@@ -16,6 +16,7 @@ PACKAGES = (
     "pillow",
     "pydantic",
     "safetensors",
+    "triton",
     "typer",
 )
 

@@ -2,8 +2,8 @@
 
 The network's forward and backward pass run on the meta device, which has shapes but no memory, and
 every tensor is counted from its birth to its end. Beside that a step holds weights, moments and
-averages. What only the card knows comes on top: `SURPLUS` stands for the workspaces of its kernels,
-`RESERVE` for its context and the gaps between tensors.
+averages. What only the card knows comes on top: `SURPLUS` stands for what its kernels hold beside
+these tensors, `RESERVE` for its context and the gaps between them.
 
 Axes: b batch, c latent channels, n flat latent length, s frames, H x W pixels.
 """
@@ -41,8 +41,8 @@ class Footprint:
     Attributes:
         state: Weights, two moments, the average, and the frozen autoencoder of the second stage.
         kept: What the forward pass keeps for the backward pass.
-        passing: The most that both passes hold at once, gradients of the weights and workspaces
-            included.
+        passing: The most that both passes hold at once, gradients of the weights included, times
+            `SURPLUS`.
     """
 
     state: int

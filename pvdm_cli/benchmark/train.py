@@ -126,7 +126,10 @@ def _guess(config: RunConfig, run: Run) -> int:
     memory = memory_of(run.limit, run.device)
     if memory is None or run.most <= FEW or not _is_counted(config):
         return 1
-    return largest_batch(config, resolve_precision(config.training.precision, run.device), memory)
+    run.reporter.start("predicting the largest batch")  # 10 s for a large network
+    found = largest_batch(config, resolve_precision(config.training.precision, run.device), memory)
+    run.reporter.done()
+    return found
 
 
 def _is_counted(config: RunConfig) -> bool:

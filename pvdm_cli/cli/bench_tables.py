@@ -144,7 +144,7 @@ def _training(result: "Bench", figures: Sequence["Figure"]) -> Table:
     ]
     footer = [*_published(result), *_ours(figures, result, " on noise.")]
     if any(each.predicted for each in figures):
-        footer.append("predicted: the tensors of a step as on a GPU, counted without running it")
+        footer.append("predicted: memory of a step on a GPU, without running it")
     for each in figures:
         size = f"clips of {each.settings['frames']} x {each.height} x {each.width}"
         footer.append("; ".join([f"{each.subject}: {each.settings['stage']}, {size}", *each.notes]))

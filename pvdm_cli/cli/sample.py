@@ -239,7 +239,7 @@ def sample(
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Compile the networks first: minutes, for faster steps on a GPU."
+            "--compile", help="Let torch compile the networks first: minutes. Measure if it pays."
         ),
     ] = False,
     nproc_per_node: NprocOpt = None,
