@@ -160,13 +160,34 @@ def _terminate(signum: int, frame: object) -> None:
 
 def _run() -> int:
     """Run the command that was given; return its exit code."""
+    code = 0
     try:
         app(prog_name="pvdm")
     except launch.Terminated:
         raise
     except SystemExit as left:
-        return int(left.code or 0)
-    return 0
+        code = int(left.code or 0)
+    except OSError as error:
+        if error.filename is None:  # not of a file
+            _try_stdout("\n")
+        raise
+    _try_stdout()
+    return code
+
+
+def _try_stdout(text: str = "") -> None:
+    """Find out now, not while Python ends, whether stdout takes what was printed and a bit more.
+
+    Raises:
+        PvdmError: If not, such as a file on a full disk; what is left is dropped.
+    """
+    try:
+        print(end=text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise PvdmError(
+            f"cannot write the result to stdout: {error.strerror}; the work itself is done"
+        ) from None
 
 
 def main() -> None:

@@ -71,6 +71,19 @@ def test_help_costs_less_than_400_ms_of_processor_time() -> None:
         assert min(cost(*words) for _ in range(3)) < 0.4, words
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a stdout that is full")
+@pytest.mark.parametrize("words", [("info", "demo", "--json"), ("info", "demo"), ("--version",)])
+def test_a_full_stdout_is_one_sentence(words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "pvdm_cli", *words]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: cannot write the result to stdout: No space left on device; "
+        "the work itself is done\n"
+    )
+
+
 def test_an_interrupt_exits_130(pvdm: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(prog_name: str) -> None:
         raise KeyboardInterrupt
