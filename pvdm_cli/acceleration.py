@@ -4,10 +4,10 @@ import torch
 
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.model import DTYPES, Model
+from pvdm_cli.models import kernels, native
 from pvdm_cli.models.compiled import compile_network
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.models.graphed import GraphedForward
-from pvdm_cli.models.kernels import fuse
 from pvdm_cli.models.packed import pack
 from pvdm_cli.runtime import resolve_precision
 
@@ -38,7 +38,11 @@ def accelerate(model: Model, precision: str = "fp32", *, compiled: bool = False)
             continue
         lower(network, dtype)
         if not compiled:
-            pack(network) if model.device.type == "cpu" else fuse(network)
+            if model.device.type == "cpu":
+                pack(network)
+                native.fuse(network)
+            else:
+                kernels.fuse(network)
         if isinstance(network, Denoiser) and model.device.type == "cuda":
             graph(network, compiled=compiled)
         elif compiled:

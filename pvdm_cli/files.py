@@ -16,6 +16,12 @@ from pvdm_cli.errors import PvdmError, WriteError
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>partial|old)")
 
 
+def cache_folder() -> Path:
+    """Folder of what can be had again: XDG_CACHE_HOME/pvdm, by default ~/.cache/pvdm."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "pvdm"
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success sync it and rename it into place.

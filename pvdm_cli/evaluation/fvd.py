@@ -14,7 +14,7 @@ from pvdm_cli.errors import VideoError
 from pvdm_cli.evaluation import spread
 from pvdm_cli.evaluation.contents import Contents
 from pvdm_cli.evaluation.detector import Detector, Features
-from pvdm_cli.evaluation.features import Side, cache_folder, gather
+from pvdm_cli.evaluation.features import Side, features_folder, gather
 from pvdm_cli.evaluation.footage import Footage, Size, find_footage
 from pvdm_cli.evaluation.protocol import (
     PROTOCOLS,
@@ -90,7 +90,7 @@ def measure_fvd(
     fakes, reals = find_footage(fake), find_footage(real)
     detector = Detector.load(device, eps=protocol.eps)
     size = request.size or first_size(fakes, fake)
-    known = cache_folder() / "contents.json"
+    known = features_folder() / "contents.json"
     contents = Contents(known, again=request.rehash, reporter=reporter)
     scene = _Scene(request, protocol, size, detector, reporter, real, reals, contents)
     fake_side, fake_features = gather(

@@ -5,14 +5,16 @@ Axes: b batch, n tokens, m heads, d head size, c channels.
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pvdm_cli.models import kernels
+from pvdm_cli.models import kernels, native
+
+PartT = TypeVar("PartT")
 
 
 def run(module: nn.Module, *inputs: Any) -> Any:
@@ -35,32 +37,45 @@ def recompute(network: nn.Module, grain: str) -> None:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend softmax(q k^T / sqrt(d)) v over [b, m, n, d]; every attention goes through here."""
+    """Attend softmax(q k^T / sqrt(d)) v over [b, m, n, d], by torch."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def heads_apart(qkv: Tensor) -> tuple[Tensor, ...]:
-    """Take q, k and v [b, m, n, d] out of a view [3, b, m, n, d]; kernels on CPU want them dense."""
-    return (qkv.contiguous() if qkv.device.type == "cpu" else qkv).unbind(0)
+class HeadAttention(nn.Module):
+    """What the attentions of all networks share: heads of a size, and a kernel of ours for them."""
+
+    grain = "attention"
+    native = False  # by a kernel of ours: CPU, inference
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend over views [b, m, n, d] of what a linear map gave; return the heads joined."""
+        if self.native and native.can_attend(q.shape[-1]):
+            return native.attend(q, k, v).transpose(1, 2).flatten(2)
+        if q.device.type == "cpu":  # torch's kernels want them dense
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        return attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def side_by_side(work: Callable[..., Tensor], parts: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Do the same work on several inputs; while a CUDA graph is captured, at the same time.
+def side_by_side(
+    work: Callable[[list[PartT]], list[Tensor]], parts: Iterable[PartT]
+) -> list[Tensor]:
+    """Do work on several inputs; while a CUDA graph is captured, on each alone at the same time.
 
     Small kernels leave most of a GPU idle, so that in the graph each input gets a branch of its
     own. All that is read is made before, and all that is made is read after.
     """
+    parts = list(parts)
     if torch.compiler.is_compiling() or not _capturing():
-        return [work(*part) for part in parts]
+        return work(parts)
     main = torch.cuda.current_stream()
     first, *others = parts
     branches = [_branch(main.device_index, i) for i in range(len(others))]
-    found = []
+    found: list[Tensor] = []
     for branch, part in zip(branches, others, strict=True):
         branch.wait_stream(main)
         with torch.cuda.stream(branch):
-            found.append(work(*part))
-    found.insert(0, work(*first))
+            found += work([part])
+    found = work([first]) + found
     for branch in branches:
         main.wait_stream(branch)
     return found
@@ -125,10 +140,8 @@ class FeedForward(nn.Module):
         return x + self.down(hidden)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(HeadAttention):
     """Pre-norm multi-head attention with residual over [b, n, c]; qkv without bias."""
-
-    grain = "attention"
 
     def __init__(self, width: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -140,7 +153,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Let all tokens of [b, n, c] attend to all."""
         q, k, v = self._heads(self.qkv(self.norm(x)))
-        return x + self._merge(attention(q, k, v))
+        return x + self.out(self.attend(q, k, v))
 
     def read_first(self, x: Tensor) -> Tensor:
         """Return only the first token's result [b, 1, c]: all that the last block must compute.
@@ -148,13 +161,9 @@ class SelfAttention(nn.Module):
         The other tokens' queries are made in vain, 0.5 % of encoding: `qkv` stays one product.
         """
         q, k, v = self._heads(self.qkv(self.norm(x)))
-        return x[:, :1] + self._merge(attention(q[:, :, :1], k, v))
+        return x[:, :1] + self.out(self.attend(q[:, :, :1], k, v))
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """Split [b, n, 3*m*d] into [b, m, n, d] each."""
         split = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
-        return heads_apart(split.permute(2, 0, 3, 1, 4))
-
-    def _merge(self, heads: Tensor) -> Tensor:
-        """Join [b, m, n, d] to [b, n, c]."""
-        return self.out(heads.transpose(1, 2).flatten(2))
+        return split.permute(2, 0, 3, 1, 4).unbind(0)

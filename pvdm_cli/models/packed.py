@@ -7,7 +7,7 @@ public, so `pack` asks first whether they are there and right, and else leaves t
 Axes: b batch, c channels, H and W of an image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -79,6 +79,31 @@ class PackedConv2d(nn.Module):
         return self.product(x, self.packed, self.bias, *self.shape, "none", [], "")
 
 
+class TapsConv2d(nn.Module):
+    """nn.Conv2d of 3 x 3 with padding 1 as one product of what it reads at each place.
+
+    For images of few pixels: what takes the time is reading the weights, once for all of them.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [out, 3 * 3 * in]
+        empty = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        assert conv.bias is not None
+        self.product = PackedLinear(_layer(empty, weight, conv.bias))
+
+    def convolve(self, images: list[Tensor]) -> list[Tensor]:
+        """Convolve each [b, H, W, c]."""
+        taps = [self._taps(each) for each in images]
+        found = self.product(torch.cat(taps)).split([len(each) for each in taps])
+        return [rows.view(*each.shape[:3], -1) for rows, each in zip(found, images, strict=True)]
+
+    def _taps(self, x: Tensor) -> Tensor:
+        """Lay out what is read at each place of [b, H, W, c]: [b * H * W, 3 * 3 * c]."""
+        around = F.pad(x, (0, 0, 1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1)  # [b, H, W, c, 3, 3]
+        return around.permute(0, 1, 2, 4, 5, 3).reshape(x.shape[:3].numel(), -1)
+
+
 class SizedConv2d(nn.Module):
     """nn.Conv2d of 3 x 3, packed at its first call: number and size of its images tell how.
 
@@ -88,25 +113,34 @@ class SizedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.plain = [conv]  # in a list: no submodule
-        self.packed: nn.Module | None = None
+        self.packed: WinogradConv2d | TapsConv2d | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve [b, c, H, W]."""
+        return self.convolve([x.permute(0, 2, 3, 1)])[0].permute(0, 3, 1, 2)
+
+    def convolve(self, images: list[Tensor]) -> list[Tensor]:
+        """Convolve each [b, H, W, c], of any sizes."""
         if self.packed is None:
-            conv, m = self.plain.pop(), best_tile(len(x), x.shape[2] * x.shape[3])
-            self.packed = WinogradConv2d(conv, m) if m else PackedConv2d(conv)
-        return self.packed(x)
+            m = best_tile([(len(x), x.shape[1] * x.shape[2]) for x in images])
+            conv = self.plain.pop()
+            self.packed = WinogradConv2d(conv, m) if m else TapsConv2d(conv)
+        return self.packed.convolve(images)
 
 
-def best_tile(count: int, pixels: int) -> int:
+def best_tile(sizes: Sequence[tuple[int, int]]) -> int:
     """Outputs along a side of Winograd's tiles, 0 for no tiles: the fastest for images of a size.
 
     Tiles have more weights, and few tiles have too little to do with each. Small images stay with
     small tiles: large ones would take four times the memory where the weights are most.
+
+    Args:
+        sizes: Number and pixels of the images that are convolved together.
     """
-    if pixels >= 128 and count * pixels >= 1024:
+    pixels = sum(count * each for count, each in sizes)
+    if min(each for _, each in sizes) >= 128 and pixels >= 1024:
         return 4
-    return 2 if count * pixels >= 256 else 0
+    return 2 if pixels >= 128 else 0
 
 
 def pack_conv(conv: nn.Conv2d) -> PackedConv2d | SizedConv2d:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pvdm_cli.models import kernels
-from pvdm_cli.models.layers import FeedForward, attention, rotate_pairs, run
+from pvdm_cli.models import kernels, native
+from pvdm_cli.models.layers import FeedForward, HeadAttention, attention, rotate_pairs, run
 
 
 class Rotary(NamedTuple):
@@ -54,10 +54,9 @@ def _on_device(angles: Tensor, device: torch.device) -> Rotary:
         return Rotary(angles.cos().to(device), angles.sin().to(device))
 
 
-class AxisAttention(nn.Module):
+class AxisAttention(HeadAttention):
     """Pre-norm attention with residual over one axis of the token grid [b, s, p, c]."""
 
-    grain = "attention"
     fused = False  # by a kernel of ours: CUDA, inference
 
     def __init__(self, width: int, num_heads: int, head_dim: int, *, over_frames: bool) -> None:
@@ -70,23 +69,27 @@ class AxisAttention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Attend over frames (for each patch) or over patches (for each frame)."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_dim))
+        # [b, s, p, m, d] -> [b, p or s, m, s or p, d], and back
+        order, back = (
+            ((0, 2, 3, 1, 4), (0, 3, 1, 2, 4)) if self.over_frames else ((0, 1, 3, 2, 4),) * 2
+        )
+        if self.native and native.can_attend(self.head_dim):
+            mixed = qkv.new_empty(qkv[..., 0, :, :].shape)
+            q, k, v = (each.permute(order) for each in qkv.unbind(3))
+            native.attend(q, k, v, mixed.permute(order), rotary)
+            return x + self.out(mixed.flatten(3))
         if self.fused:
             kernels.rotate_(qkv, *rotary, over_frames=self.over_frames)
             q, k = qkv[..., :2, :, :].unbind(3)
         else:
             # Both at once and as they lie: each copy into another order costs more than attention.
-            tables = [
-                table[:, None, None] for table in rotary
-            ]  # [p, 2, m, d] of [b, s, p, 2, m, d]
+            # [p, 2, m, d] of [b, s, p, 2, m, d]
+            tables = [table[:, None, None] for table in rotary]
             if self.over_frames:
                 tables = [table[:, None] for table in tables]  # [s, p, 2, m, d]
             q, k = rotate_pairs(qkv[..., :2, :, :], *tables).unbind(3)
-        # [b, s, p, m, d] -> [b, p or s, m, s or p, d]
-        order = (0, 2, 3, 1, 4) if self.over_frames else (0, 1, 3, 2, 4)
         q, k, v = (each.permute(order).flatten(0, 1) for each in (q, k, qkv[..., 2, :, :]))
         mixed = attention(q, k, v).unflatten(0, (x.shape[0], -1))
-        # [b, p or s, m, s or p, d] -> [b, s, p, m*d]
-        back = (0, 3, 1, 2, 4) if self.over_frames else (0, 1, 3, 2, 4)
         return x + self.out(mixed.permute(back).flatten(3))
 
 

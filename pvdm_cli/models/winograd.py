@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pvdm_cli.models import native
+
 # Of small numbers, so that rounding stays small: (0, 1, -1, 2, -2) errs half as much again.
 POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 0.5, -2)}
 ONE = 1  # the place of the point 1, where a constant image has its value in all outputs
@@ -27,27 +29,46 @@ class WinogradConv2d(nn.Module):
         super().__init__()
         assert conv.bias is not None
         self.m, self.n = m, m + 2
-        weights, inputs, outputs = (torch.kron(side, side) for side in transforms(POINTS[m]))
+        in_a_row = transforms(POINTS[m])
+        _, self.row_inputs, self.row_outputs = (side.float() for side in in_a_row)
+        weights, inputs, outputs = (torch.kron(side, side) for side in in_a_row)
         plain = conv.weight.detach().double().permute(2, 3, 1, 0)  # [3, 3, in, out]
         self.weights = (weights @ plain.flatten(0, 1).flatten(1)).float()
         self.weights = self.weights.view(self.n**2, *plain.shape[2:])
         self.inputs, self.outputs = inputs.float(), outputs.float()
         self.bias = conv.bias.detach().clone()
+        whole = plain.shape[2] % native.WHOLE == plain.shape[3] % native.WHOLE == 0
+        self.kernels = whole and native.can_fuse(torch.float32)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve [b, c, H, W]; the result is channels-last."""
-        m, n = self.m, self.n
-        b, c, height, width = x.shape
-        bottom, right = 1 + -height % m, 1 + -width % m  # the last tiles may hang over
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, bottom))
-        tiles = padded.unfold(1, n, m).unfold(2, n, m)  # [b, y, x, c, n, n]
-        rows, columns = tiles.shape[1:3]
-        values = self.inputs @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(n**2, -1)
-        products = torch.bmm(values.view(n**2, -1, c), self.weights)
+    def convolve(self, images: list[Tensor]) -> list[Tensor]:
+        """Convolve each [b, H, W, c]; the weights are read once for all."""
+        if self.kernels:
+            sides = self.row_inputs, self.row_outputs
+            return native.winograd(images, self.m, *sides, self.weights, self.bias)
+        n = self.n
+        values = [self._tiles(each) for each in images]
+        products = torch.bmm(torch.cat(values, dim=1), self.weights)
         products[ONE * n + ONE] += self.bias
+        found = products.split([each.shape[1] for each in values], dim=1)
+        return [self._join(*each) for each in zip(found, images, strict=True)]
+
+    def _tiles(self, x: Tensor) -> Tensor:
+        """Evaluate the tiles of [b, H, W, c]: [n * n, tiles, c]."""
+        m, n = self.m, self.n
+        _, height, width, c = x.shape
+        bottom, right = 1 + -height % m, 1 + -width % m  # the last tiles may hang over
+        padded = F.pad(x, (0, 0, 1, right, 1, bottom))
+        tiles = padded.unfold(1, n, m).unfold(2, n, m)  # [b, y, x, c, n, n]
+        values = self.inputs @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(n**2, -1)
+        return values.view(n**2, -1, c)
+
+    def _join(self, products: Tensor, x: Tensor) -> Tensor:
+        """Interpolate products [n * n, tiles, c] to images of the size of x [b, H, W, ...]."""
+        m, (b, height, width) = self.m, x.shape[:3]
+        rows, columns = -(-height // m), -(-width // m)
         out = (self.outputs @ products.flatten(1)).view(m, m, b, rows, columns, -1)
         out = out.permute(2, 3, 0, 4, 1, 5).reshape(b, rows * m, columns * m, -1)
-        return out[:, :height, :width].permute(0, 3, 1, 2)
+        return out[:, :height, :width]
 
 
 def transforms(points: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from pvdm_cli.config import ModelConfig
 from pvdm_cli.errors import ModelError, did_you_mean
 from pvdm_cli.models.autoencoder import Autoencoder
-from pvdm_cli.models.denoiser import Denoiser, ResBlock
+from pvdm_cli.models.blocks import ResBlock
+from pvdm_cli.models.denoiser import Denoiser
 
 UNET = "diffusion_model."  # prefix of every key in a published U-Net file
 NETWORKS: dict[str, type[Autoencoder] | type[Denoiser]] = {

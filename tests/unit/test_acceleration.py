@@ -14,6 +14,7 @@ from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import flatten, unflatten
 from pvdm_cli.model import Model, load_model
+from pvdm_cli.models import native
 from pvdm_cli.models.graphed import GraphedForward
 from pvdm_cli.models.layers import FeedForward
 from pvdm_cli.models.packed import (
@@ -201,6 +202,7 @@ class _Without:
 def without(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """One of the private operators is gone."""
     can_pack.cache_clear()
+    monkeypatch.setattr(native, "can_fuse", lambda dtype: False)  # nor are there others
     monkeypatch.setattr("torch.ops.mkldnn", _Without(request.param))
     yield request.param
     monkeypatch.undo()

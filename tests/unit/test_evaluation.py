@@ -11,7 +11,7 @@ from scoring import Quick, noise, use_quick_detector, write_noise
 
 from pvdm_cli.errors import DataError, PvdmError
 from pvdm_cli.evaluation import contents, spread
-from pvdm_cli.evaluation.features import cache_folder
+from pvdm_cli.evaluation.features import features_folder
 from pvdm_cli.evaluation.footage import find_footage
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd, shuffled
 from pvdm_cli.evaluation.protocol import FvdRequest
@@ -145,7 +145,7 @@ def test_features_of_real_videos_are_kept_until_something_they_depend_on_changes
     assert not score(real, fake, seed=1).real.kept
     assert not score(real, fake, protocol="pvdm").real.kept
     assert not score(real, fake, keep=False).real.kept
-    for path in cache_folder().iterdir():
+    for path in features_folder().iterdir():
         path.write_bytes(path.read_bytes()[:50])
     assert score(real, fake).fvd == first.fvd  # damaged: computed anew
 

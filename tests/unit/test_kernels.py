@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvdm_cli.models import kernels
-from pvdm_cli.models.denoiser import GroupNorm, norm_and_convolve
+from pvdm_cli.models.blocks import GroupNorm, norm_and_convolve
 from pvdm_cli.models.layers import rotate_pairs
 from pvdm_cli.models.timesformer import frame_rotary, patch_rotary
 from pvdm_cli.runtime import resolve_device
@@ -68,9 +68,9 @@ def test_taps_are_what_a_convolution_reads(b: int, height: int, width: int) -> N
     norm = group_norm_layer(96, torch.float32)
     conv = nn.Conv2d(96, 40, 3, padding=1, device=DEVICE).requires_grad_(False)
     norm.fused = True
-    found = norm_and_convolve(norm, conv, x)
+    (found,) = norm_and_convolve(norm, conv, [x])
     norm.fused = False
-    assert distance(found, norm_and_convolve(norm, conv, x)) < 1e-5
+    assert distance(found, *norm_and_convolve(norm, conv, [x])) < 1e-5
 
 
 def test_groups_too_large_for_one_program_are_left_to_torch() -> None:

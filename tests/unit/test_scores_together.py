@@ -13,7 +13,7 @@ from tiny import tiny_model
 
 from pvdm_cli.evaluation import reconstruction
 from pvdm_cli.evaluation.detector import Detector
-from pvdm_cli.evaluation.features import cache_folder
+from pvdm_cli.evaluation.features import features_folder
 from pvdm_cli.evaluation.frechet import Statistics
 from pvdm_cli.evaluation.fvd import FvdResult, measure_fvd
 from pvdm_cli.evaluation.inception import measure_inception
@@ -99,7 +99,7 @@ def test_features_are_kept_once_and_found_by_all(tmp_path: Path, videos: Path) -
     first, again = (together(2, fvd, tmp_path, videos, fake, FvdRequest()) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
         use_quick_detector(patch, tmp_path)
-        assert len(list(cache_folder().glob("*.npz"))) == 1
+        assert len(list(features_folder().glob("*.npz"))) == 1
     assert [result.real.kept for result, _ in first] == [False, False]
     assert [result.real.kept for result, _ in again] == [True, True]
     assert sum(looked for _, looked in again) == 3  # the fake ones

@@ -37,17 +37,18 @@ def test_transforms_filter_a_line_exactly(m: int) -> None:
 @pytest.mark.parametrize(("m", "error"), [(2, 1e-6), (4, 4e-6)])
 @pytest.mark.parametrize("size", [(8, 12), (9, 6), (1, 3)])
 def test_images_of_any_size_are_convolved(m: int, error: float, size: tuple[int, int]) -> None:
-    layer, images = random_conv(), random_images(2, 64, *size)
-    wanted = F.conv2d(images.double(), layer.weight.double(), layer.bias.double(), padding=1)
-    found = WinogradConv2d(layer, m)(images)
-    assert distance(found.double(), wanted) < error
-    assert found.stride(1) == 1
+    layer = random_conv()
+    some = [random_images(2, 64, *size), random_images(1, 64, 3, 5)]
+    found = WinogradConv2d(layer, m).convolve([images.permute(0, 2, 3, 1) for images in some])
+    for each, images in zip(found, some, strict=True):
+        wanted = F.conv2d(images.double(), layer.weight.double(), layer.bias.double(), padding=1)
+        assert distance(each.permute(0, 3, 1, 2).double(), wanted) < error
 
 
 @needs_packing
 def test_the_first_images_choose_and_others_are_convolved_as_well() -> None:
     chosen = {}
-    shapes = [(1, 4), (16, 4), (1, 16), (4, 16), (64, 8)]
+    shapes = [(1, 4), (1, 8), (2, 8), (16, 4), (1, 16), (4, 16), (64, 8)]
     for shape in shapes:
         layer = random_conv()
         packed = SizedConv2d(layer)
@@ -55,7 +56,19 @@ def test_the_first_images_choose_and_others_are_convolved_as_well() -> None:
             images = random_images(count, 64, side, side)
             assert distance(packed(images), layer(images)) < 1e-5
         chosen[shape] = getattr(packed.packed, "m", 0)
-    assert chosen == {(1, 4): 0, (16, 4): 2, (1, 16): 2, (4, 16): 4, (64, 8): 2}
+    small = {(1, 4): 0, (1, 8): 0, (2, 8): 2, (16, 4): 2}
+    assert chosen == {**small, (1, 16): 2, (4, 16): 4, (64, 8): 2}
+
+
+@needs_packing
+@pytest.mark.parametrize("sides", [(4, 2), (8, 4), (32, 16)])
+def test_images_of_several_sizes_are_convolved_in_one_product(sides: tuple[int, int]) -> None:
+    layer, packed = random_conv(), SizedConv2d(random_conv())
+    layer.load_state_dict(packed.plain[0].state_dict())
+    some = [random_images(1, 64, side, sides[0]) for side in sides]
+    found = packed.convolve([images.permute(0, 2, 3, 1) for images in some])
+    for each, images in zip(found, some, strict=True):
+        assert distance(each.permute(0, 3, 1, 2), layer(images)) < 1e-5
 
 
 @needs_packing

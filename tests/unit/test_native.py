@@ -1,0 +1,255 @@
+"""Kernels of ours for the CPU give torch's results, and where they cannot be had torch stays."""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_model
+from torch import Tensor, nn
+
+from pvdm_cli.acceleration import accelerate
+from pvdm_cli.models import native
+from pvdm_cli.models.blocks import GroupNorm
+from pvdm_cli.models.layers import HeadAttention, rotate_pairs
+from pvdm_cli.models.timesformer import AxisAttention, frame_rotary, patch_rotary
+from pvdm_cli.models.winograd import POINTS, WinogradConv2d
+
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 4e-3}  # relative, of one operation
+
+needs_compiler = pytest.mark.skipif(
+    not native.can_fuse(torch.float32), reason="no C++ compiler here, or not torch's OpenMP"
+)
+pytestmark = needs_compiler
+
+
+@pytest.fixture
+def afresh() -> Iterator[None]:
+    """Look for the kernels anew, now and afterwards."""
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    native.library.cache_clear()
+    native.can_fuse.cache_clear()
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+def heads(b: int, n: int, m: int, d: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Queries, keys and values [b, m, n, d] as a linear map leaves them."""
+    qkv = 1.5 * torch.randn(b, n, m, 3, d)
+    return qkv.to(dtype).permute(3, 0, 2, 1, 4).unbind(0)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(
+    ("b", "n", "m", "d"),
+    [(1, 2048, 2, 16), (2, 200, 3, 32), (3, 65, 2, 64), (2, 33, 4, 48), (1, 61, 1, 256)]
+    + [(2, n, 1, 8) for n in (1, 3, 16, 17, 64)],
+)
+def test_the_kernel_is_attention(dtype: torch.dtype, b: int, n: int, m: int, d: int) -> None:
+    q, k, v = heads(b, n, m, d, dtype)
+    found = native.attend(q, k, v)
+    assert found.dtype == dtype
+    assert distance(found, plain(q, k, v)) < ROUNDING[dtype]
+    assert found.transpose(1, 2).is_contiguous()
+
+
+def test_one_query_reads_many_keys_and_rows_with_gaps_are_read_as_they_are() -> None:
+    q, k, v = heads(2, 33, 4, 48, torch.float32)
+    assert distance(native.attend(q[:, :, :1], k, v), plain(q, k, v)[:, :, :1]) < 2e-6
+    q = torch.randn(2, 4, 33, 48, 2)[..., 1]
+    assert distance(native.attend(q, k, v), plain(q, k, v)) < 2e-6
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
+    q, k, v = heads(1, 300, 3, 16, torch.float32)
+    x, norm = torch.randn(3, 50, 96), GroupNorm(96).requires_grad_(False)
+    before, wanted = torch.get_num_threads(), []
+    for count in (2, threads):
+        torch.set_num_threads(count)
+        wanted.append((native.attend(q, k, v), native.group_norm(x, norm, None, silu=True)))
+    torch.set_num_threads(before)
+    for one, other in zip(*wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_scores_of_any_size_neither_overflow_nor_vanish() -> None:
+    q, k, v = heads(1, 130, 2, 16, torch.float32)
+    for scale in (1e-6, 30.0, 1e4):
+        found = native.attend(scale * q, k, v)
+        assert distance(found, plain(scale * q, k, v)) < 1e-5 * max(1.0, scale)
+    assert native.attend(1e30 * q, k, v).isfinite().all()
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    x = torch.randn(1, 40, 2, 3, 16)
+    x[0, 7] = torch.nan
+    assert native.attend(*x.permute(3, 0, 2, 1, 4).unbind(0)).isnan().all()
+    x = torch.randn(2, 40, 64)
+    x[1, 7, 5] = torch.nan
+    found = native.group_norm(x, GroupNorm(64).requires_grad_(False), None, silu=True)
+    assert found[1, :, 4:6].isnan().all()
+    assert not found[0].isnan().any()
+
+
+@pytest.mark.parametrize("over_frames", [False, True])
+@pytest.mark.parametrize("d", [8, 64])
+@torch.inference_mode()
+def test_attention_over_an_axis_turns_and_attends_in_place(d: int, over_frames: bool) -> None:
+    layer = AxisAttention(96, 3, d, over_frames=over_frames)
+    x = torch.randn(2, 5, 12, 96)
+    rotary = frame_rotary(5, d, x.device) if over_frames else patch_rotary(3, 4, d, x.device)
+    wanted = layer.double()(x.double(), rotary)
+    layer.float().native = True
+    assert distance(layer(x, rotary) - x, wanted - x) < 2e-6
+
+
+def test_keys_turn_by_tables_whose_pairs_disagree() -> None:
+    q, k, v = heads(2, 24, 2, 16, torch.float32)
+    cos, sin = frame_rotary(24, 16, torch.device("cpu"))
+    turned = [rotate_pairs(each.double(), cos.double(), sin.double()) for each in (q, k)]
+    assert distance(native.attend(q, k, v, rotary=(cos, sin)), plain(*turned, v)) < 2e-6
+
+
+def test_heads_of_other_sizes_are_left_to_torch() -> None:
+    assert [d for d in range(1, 300) if native.can_attend(d)] == list(range(8, 257, 8))
+    layer = HeadAttention()
+    layer.native = True
+    q, k, v = heads(1, 9, 2, 12, torch.float32)
+    wanted = plain(q, k, v).transpose(1, 2).flatten(2)
+    assert distance(layer.attend(q, k, v), wanted) < 2e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 70, 96), (4, 5, 6, 480), (1, 1024, 256), (3, 1, 32)])
+@pytest.mark.parametrize(("rows", "silu"), [(0, False), (0, True), (1, True)])
+@pytest.mark.parametrize("offset", [1.0, 300.0])
+def test_the_kernel_is_group_normalisation(
+    shape: tuple[int, ...], rows: int, silu: bool, offset: float
+) -> None:
+    x = 3 * torch.randn(shape) + offset
+    norm = GroupNorm(shape[-1]).requires_grad_(False)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    # A view with gaps, as the denoiser's are.
+    film = torch.randn(rows, 3 * shape[-1])[:, shape[-1] :] if rows else None
+    found = native.group_norm(x, norm, film, silu=silu)
+    wanted = norm.double()(x.double(), None if film is None else film.double(), silu=silu)
+    assert distance(found, wanted) < 1e-6 * offset
+
+
+@pytest.mark.parametrize("m", POINTS)
+def test_images_convolved_together_are_those_convolved_alone(m: int) -> None:
+    conv = nn.Conv2d(64, 80, 3, padding=1).requires_grad_(False)
+    layer = WinogradConv2d(conv, m)
+    assert layer.kernels
+    images = [torch.randn(2, 9, 6, 64), torch.randn(1, 8, 8, 64), torch.randn(1, 1, 3, 64)]
+    together = layer.convolve(images)
+    layer.kernels = False
+    for found, plain, image in zip(together, layer.convolve(images), images, strict=True):
+        wanted = conv.double()(image.double().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        assert max(distance(found, wanted), distance(plain, wanted)) < 4e-6
+        conv.float()
+
+
+def test_an_accelerated_model_uses_them() -> None:
+    model = accelerate(tiny_model())
+    assert model.denoiser is not None
+    for network in (model.autoencoder, model.denoiser):
+        users = [module for module in network.modules() if hasattr(module, "native")]
+        assert users
+        assert all(module.native for module in users)
+
+
+@pytest.mark.parametrize(
+    "why", ["asked for", "no compiler", "it fails", "it makes nothing", "another OpenMP"]
+)
+def test_without_kernels_torch_stays(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if why == "asked for":
+        monkeypatch.setenv("PVDM_NATIVE", "0")
+    elif why == "no compiler":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    elif why == "another OpenMP":  # calls that torch's cannot answer, as of another compiler
+        source = tmp_path / "other.cpp"
+        source.write_text('extern "C" { void __kmpc_none(); void f() { __kmpc_none(); } }')
+        monkeypatch.setattr(native, "SOURCE", source)
+    else:
+        monkeypatch.setenv("CXX", "false" if why == "it fails" else "true")
+    assert native.library() is None
+    model = accelerate(tiny_model())
+    assert not any(getattr(module, "native", False) for module in model.autoencoder.modules())
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_they_are_compiled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.library() is not None
+    (kept,) = tmp_path.rglob("*.so")
+    before = kept.stat().st_mtime_ns
+    forget()
+    monkeypatch.setenv("PATH", str(tmp_path))  # no compiler any more
+    assert native.can_fuse(torch.float32)
+    assert kept.stat().st_mtime_ns == before
+    assert not [path for path in kept.parent.iterdir() if path != kept]
+
+
+def test_without_room_for_them_they_are_made_for_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    (tmp_path / "pvdm").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.can_fuse(torch.float32)
+    q, k, v = heads(1, 20, 1, 16, torch.float32)
+    assert distance(native.attend(q, k, v), plain(q, k, v)) < 2e-6
+
+
+def test_other_sources_and_processors_have_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {native._key()}
+    monkeypatch.setattr(native.platform, "machine", lambda: "another")
+    keys.add(native._key())
+    source = tmp_path / "native.cpp"
+    source.write_text("// another")
+    monkeypatch.setattr(native, "SOURCE", source)
+    keys.add(native._key())
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("vectors", ["-mavx2 -mfma", "-mno-avx"])
+@pytest.mark.skipif(native.platform.machine() != "x86_64", reason="names x86's vectors")
+def test_narrower_vectors_give_the_same(
+    vectors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = shutil.which("g++") or "c++"
+    flags = [*(flag for flag in native.FLAGS if "march" not in flag), *vectors.split()]
+    made = tmp_path / "native.o", tmp_path / "native.so"
+    subprocess.run([compiler, *flags, "-c", native.SOURCE, "-o", made[0]], check=True)
+    subprocess.run([compiler, "-shared", made[0], "-o", made[1]], check=True)
+    library = ctypes.CDLL(str(made[1]))
+    monkeypatch.setattr(native, "library", lambda: library)
+    q, k, v = heads(2, 75, 2, 48, torch.float32)
+    assert distance(native.attend(q, k, v), plain(q, k, v)) < 2e-6
+    x, norm = torch.randn(2, 30, 96), GroupNorm(96).requires_grad_(False)
+    found = native.group_norm(x, norm, None, silu=True)
+    assert distance(found, norm.double()(x.double(), silu=True)) < 1e-6
+    test_images_convolved_together_are_those_convolved_alone(4)
