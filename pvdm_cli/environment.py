@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,15 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda or "not built in",
         "gpus": _gpus() or "none",
+        "compiler": compiler() or "none",
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
     }
+
+
+def compiler() -> str | None:
+    """Name the C++ compiler of this machine: what CXX says, else g++ or c++."""
+    names = (os.environ.get("CXX") or "g++", "g++", "c++")
+    return next((found for found in map(shutil.which, names) if found), None)
 
 
 def _version(package: str) -> str:

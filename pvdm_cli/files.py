@@ -17,9 +17,17 @@ LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>partial|old)")
 
 
 def cache_folder() -> Path:
-    """Folder of what can be had again: XDG_CACHE_HOME/pvdm, by default ~/.cache/pvdm."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "pvdm"
+    """Folder of what can be had again: XDG_CACHE_HOME/pvdm, by default ~/.cache/pvdm.
+
+    Raises:
+        PvdmError: If this user has no home.
+    """
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "pvdm"
+    try:
+        return Path.home() / ".cache" / "pvdm"
+    except RuntimeError:
+        raise PvdmError("this user has no home folder: let XDG_CACHE_HOME name one") from None
 
 
 @contextmanager

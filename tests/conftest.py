@@ -8,7 +8,7 @@ import pytest
 
 SHARED = Path(__file__).parents[2] / "shared"
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `pvdm` itself; before torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `pvdm` itself; before torch is loaded
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 

@@ -192,9 +192,10 @@ def _try_stdout(text: str = "") -> None:
 
 def main() -> None:
     """Run the command line; say an expected failure once, in one line, and exit with 1."""
-    # GNU OpenMP spins at barriers for long; where cores are shared that made a training step on
-    # 2 cores 6 to 7 times slower (9.0 s against 1.3 s). Must be set before torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # GNU OpenMP spins at barriers for long; where cores are shared that made a sampling step on 2
+    # cores 2.5 times as long, where they are not, ten times less spinning than this costs a fifth.
+    # Must be set before torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # OpenBLAS spins without end: numpy's eigh of 400 x 400 took 9 to 24 s on such a machine, 0.2 s on
     # one thread, which is enough for it. Elsewhere than on x86 torch may use OpenBLAS too.
     if platform.machine().lower() in ("x86_64", "amd64"):

@@ -1,9 +1,9 @@
 """Kernels of ours for the CPU, each in place of several of torch's; inference only.
 
-They are compiled from native.cpp by the machine's own C++ compiler at first use, in a second or
-two, and kept in ~/.cache/pvdm for the next process. Where there is no compiler, or what it makes is
-not right, torch's operations stay: the plain modules, which are what the kernels are tested
-against. `PVDM_NATIVE=0` asks for those.
+They are compiled from native.cpp by the machine's own C++ compiler at first use, in three seconds,
+and kept in ~/.cache/pvdm for the next process. Where there is no compiler, or what it makes is not
+right, torch's operations stay: the plain modules, which are what the kernels are tested against.
+`PVDM_NATIVE=0` asks for those.
 
 Axes: b batch, n tokens, m heads, d head size, c channels, H and W of an image.
 """
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pvdm_cli.environment import compiler
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import atomic_file, cache_folder
 
@@ -33,7 +34,6 @@ FLAGS = [
     "-std=c++17",
     "-O3",
     "-march=native",
-    "-mprefer-vector-width=512",
     "-fPIC",
     "-fopenmp",
     "-ffp-contract=fast",
@@ -54,15 +54,16 @@ def library() -> ctypes.CDLL | None:
     """Load the kernels, compiling them where no earlier process did; None where that cannot be."""
     if os.environ.get("PVDM_NATIVE") == "0":
         return None
-    kept = cache_folder() / "native" / f"{_key()}.so"
+    file = f"{_key()}.so"
     try:
-        if kept.is_file():
-            return ctypes.CDLL(str(kept))
+        with suppress(PvdmError):  # no home
+            if (kept := cache_folder() / "native" / file).is_file():
+                return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory() as folder:
             made = _compile(Path(folder))
             found = ctypes.CDLL(str(made))
-            with suppress(PvdmError), atomic_file(kept) as partial:  # no room, or not ours
-                shutil.copy(made, partial)
+            with suppress(PvdmError), atomic_file(cache_folder() / "native" / file) as partial:
+                shutil.copy(made, partial)  # unless there is no room, or it is not ours
             return found
     except (OSError, subprocess.SubprocessError):
         return None
@@ -91,26 +92,30 @@ def _compile(folder: Path) -> Path:
         OSError: If there is no compiler.
         subprocess.SubprocessError: If it fails or takes minutes.
     """
-    names = (os.environ.get("CXX") or "g++", "g++", "c++")
-    compiler = next((found for found in map(shutil.which, names) if found), "c++")
     compiled, made = folder / "native.o", folder / "native.so"
     for arguments in (
         [*FLAGS, "-c", str(SOURCE), "-o", str(compiled)],
         ["-shared", str(compiled), "-o", str(made)],
     ):
-        subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=300)
+        subprocess.run(
+            [compiler() or "c++", *arguments], check=True, capture_output=True, timeout=300
+        )
     return made
 
 
 @lru_cache(maxsize=4)
 def can_fuse(dtype: torch.dtype) -> bool:
-    """Try the kernels on something small: whether they are there and give torch's results."""
+    """Try kernels on something small: whether they are there and give torch's results."""
     if dtype not in ATTEND or library() is None:
         return False
     x = torch.linspace(-9, 9, 2 * 3 * 40 * 3 * 16).cos().to(dtype)
     q, k, v = x.view(2, 40, 3, 3, 16).permute(3, 0, 2, 1, 4)
-    wanted = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    return torch.allclose(attend(q, k, v).float(), wanted, rtol=0, atol=ROUNDING[dtype])
+    mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    rows, norm = x.float().view(2, 90, 64), nn.GroupNorm(32, 64).requires_grad_(False)
+    normed = norm(rows.transpose(1, 2)).transpose(1, 2)
+    return torch.allclose(
+        attend(q, k, v).float(), mixed, rtol=0, atol=ROUNDING[dtype]
+    ) and torch.allclose(group_norm(rows, norm, None, silu=False), normed, atol=1e-5)
 
 
 def fuse(network: nn.Module) -> bool:

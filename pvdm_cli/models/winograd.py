@@ -16,6 +16,7 @@ from pvdm_cli.models import native
 
 # Of small numbers, so that rounding stays small: (0, 1, -1, 2, -2) errs half as much again.
 POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 0.5, -2)}
+SOME = 32  # channels whose weights are brought into tiles at once
 ONE = 1  # the place of the point 1, where a constant image has its value in all outputs
 
 
@@ -32,12 +33,15 @@ class WinogradConv2d(nn.Module):
         in_a_row = transforms(POINTS[m])
         _, self.row_inputs, self.row_outputs = (side.float() for side in in_a_row)
         weights, inputs, outputs = (torch.kron(side, side) for side in in_a_row)
-        plain = conv.weight.detach().double().permute(2, 3, 1, 0)  # [3, 3, in, out]
-        self.weights = (weights @ plain.flatten(0, 1).flatten(1)).float()
-        self.weights = self.weights.view(self.n**2, *plain.shape[2:])
+        plain = conv.weight.detach().permute(2, 3, 1, 0).flatten(0, 1)  # [3 * 3, in, out]
+        self.weights = plain.new_empty(self.n**2, *plain.shape[1:])
+        for first in range(0, plain.shape[1], SOME):  # in float64, but never all of them
+            some = plain[:, first : first + SOME]
+            product = weights @ some.double().flatten(1)
+            self.weights[:, first : first + SOME] = product.view(-1, *some.shape[1:])
         self.inputs, self.outputs = inputs.float(), outputs.float()
         self.bias = conv.bias.detach().clone()
-        whole = plain.shape[2] % native.WHOLE == plain.shape[3] % native.WHOLE == 0
+        whole = plain.shape[1] % native.WHOLE == plain.shape[2] % native.WHOLE == 0
         self.kernels = whole and native.can_fuse(torch.float32)
 
     def convolve(self, images: list[Tensor]) -> list[Tensor]:

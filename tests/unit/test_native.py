@@ -13,6 +13,8 @@ from tiny import tiny_model
 from torch import Tensor, nn
 
 from pvdm_cli.acceleration import accelerate
+from pvdm_cli.errors import PvdmError
+from pvdm_cli.files import cache_folder
 from pvdm_cli.models import native
 from pvdm_cli.models.blocks import GroupNorm
 from pvdm_cli.models.layers import HeadAttention, rotate_pairs
@@ -222,6 +224,19 @@ def test_without_room_for_them_they_are_made_for_the_process(
     assert distance(native.attend(q, k, v), plain(q, k, v)) < 2e-6
 
 
+def test_without_a_home_they_are_made_for_the_process(
+    monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert native.can_fuse(torch.float32)
+    with pytest.raises(PvdmError, match="XDG_CACHE_HOME"):
+        cache_folder()
+
+
 def test_other_sources_and_processors_have_files_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +250,7 @@ def test_other_sources_and_processors_have_files_of_their_own(
     assert len(keys) == 3
 
 
+@pytest.mark.slow  # it compiles
 @pytest.mark.parametrize("vectors", ["-mavx2 -mfma", "-mno-avx"])
 @pytest.mark.skipif(native.platform.machine() != "x86_64", reason="names x86's vectors")
 def test_narrower_vectors_give_the_same(
