@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 import torch
@@ -155,6 +156,8 @@ def attend(
     if out is None:
         *batch, m, n, d = q.shape
         out = q.new_empty(*batch, n, m, d).transpose(-2, -3)
+    if not out.numel():
+        return out
     parts = [part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v)]
     parts = [part if part.dim() == 5 else part[None] for part in (*parts, out)]
     sizes = [*parts[0].shape[:4], parts[1].shape[3], parts[0].shape[4]]
@@ -180,10 +183,12 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, film: Tensor | None, *, silu: bool
     x, weight, bias = x.contiguous(), norm.weight.contiguous(), norm.bias.contiguous()
     b, c = x.shape[0], x.shape[-1]
     out = torch.empty_like(x)
+    if not out.numel():
+        return out
     if film is not None and film.stride(1) != 1:
         film = film.contiguous()
     step, repeat = (0, 1) if film is None else (film.stride(0), b // len(film))
-    sizes = [b, x[0, ..., 0].numel(), c, norm.num_groups, step, repeat]
+    sizes = [b, prod(x.shape[1:-1]), c, norm.num_groups, step, repeat]
     eps = ctypes.c_float(norm.eps)
     _call("group_norm_float32", sizes, eps, x, out, weight, bias, film, int(silu))
     return out

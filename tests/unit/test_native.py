@@ -77,6 +77,14 @@ def test_one_query_reads_many_keys_and_rows_with_gaps_are_read_as_they_are() -> 
     assert distance(native.attend(q, k, v), plain(q, k, v)) < 2e-6
 
 
+def test_nothing_gives_nothing() -> None:
+    assert native.attend(*heads(0, 20, 2, 16, torch.float32)).shape == (0, 2, 20, 16)
+    norm = GroupNorm(64).requires_grad_(False)
+    film = torch.zeros(0, 128)
+    assert native.group_norm(torch.zeros(0, 9, 64), norm, film, silu=True).shape == (0, 9, 64)
+    assert native.group_norm(torch.zeros(0, 9, 64), norm, None, silu=True).shape == (0, 9, 64)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     q, k, v = heads(1, 300, 3, 16, torch.float32)
