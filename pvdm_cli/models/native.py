@@ -55,11 +55,10 @@ def library() -> ctypes.CDLL | None:
     """Load the kernels, compiling them where no earlier process did; None where that cannot be."""
     if os.environ.get("PVDM_NATIVE") == "0":
         return None
-    file = f"{_key()}.so"
     try:
-        with suppress(PvdmError):  # no home
-            if (kept := cache_folder() / "native" / file).is_file():
-                return ctypes.CDLL(str(kept))
+        file = f"{_key()}.so"
+        with suppress(PvdmError, OSError):  # no home; not there, damaged, not to be executed
+            return ctypes.CDLL(str(cache_folder() / "native" / file))
         with tempfile.TemporaryDirectory() as folder:
             made = _compile(Path(folder))
             found = ctypes.CDLL(str(made))

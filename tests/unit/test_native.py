@@ -222,6 +222,17 @@ def test_they_are_compiled_once(
     assert not [path for path in kept.parent.iterdir() if path != kept]
 
 
+def test_a_damaged_file_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "pvdm" / "native" / f"{native._key()}.so"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"not a library")
+    assert native.can_fuse(torch.float32)
+    assert kept.stat().st_size > 10_000
+
+
 def test_without_room_for_them_they_are_made_for_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
 ) -> None:
