@@ -1,7 +1,9 @@
 """A model for inference alone gives the plain model's results, or stays the plain model."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from pvdm_cli.encoder import encode_clips
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.latents import flatten, unflatten
 from pvdm_cli.model import Model, load_model
-from pvdm_cli.models import native
+from pvdm_cli.models import layers, native
 from pvdm_cli.models.graphed import GraphedForward
 from pvdm_cli.models.layers import FeedForward
 from pvdm_cli.models.packed import (
@@ -269,3 +271,24 @@ def test_a_compiled_model_gives_what_it_gave() -> None:
     before = results(tiny_model())
     after = results(accelerate(tiny_model(), compiled=True))
     assert max(map(distance, after, before)) < 1e-5
+
+
+def test_inputs_are_done_together_or_while_a_graph_is_captured_each_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[list[int]] = []
+
+    def work(some: list[int]) -> list[Tensor]:
+        calls.append(some)
+        return [torch.tensor(10 * each) for each in some]
+
+    assert [int(each) for each in layers.side_by_side(work, [1, 2, 3])] == [10, 20, 30]
+    assert calls == [[1, 2, 3]]
+    calls.clear()
+    stream = MagicMock()
+    monkeypatch.setattr(layers, "_capturing", lambda: True)
+    monkeypatch.setattr(layers, "_branch", lambda device, i: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda branch: nullcontext())
+    assert [int(each) for each in layers.side_by_side(work, [1, 2, 3])] == [10, 20, 30]
+    assert sorted(calls) == [[1], [2], [3]]
