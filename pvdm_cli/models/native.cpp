@@ -42,6 +42,7 @@ INLINE void write(float *at, float value) { *at = value; }
 INLINE void write(BF16 *at, float value) {  // to the nearest, ties to even
     uint32_t bits;
     memcpy(&bits, &value, 4);
+    if (value != value) bits = 0x7fc00000;  // rounding could carry NaN over to a number
     at->bits = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
@@ -51,7 +52,7 @@ INLINE V smaller(V a, V b) { return a < b ? a : b; }
 
 // 2^x for x up to 126, relative error 1e-7: 2^round(x) as an exponent, times a polynomial.
 INLINE V exp2(V x) {
-    x = larger(x, all(-126));
+    x = larger(all(-126), x);  // in this order NaN stays
     const V shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds, and holds the integer in its low bits
     const V r = x - (shifted - 12582912.0f);
     V p = all(1.534581097e-04f);

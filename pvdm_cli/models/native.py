@@ -29,8 +29,7 @@ from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import atomic_file, cache_folder
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-# Vectors as wide as the processor has; a product and a sum may be one operation. Nothing here
-# makes or asks for what is not a number.
+# Vectors as wide as the processor has; a product and a sum may be one operation.
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -41,7 +40,6 @@ FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-signed-zeros",
-    "-ffinite-math-only",
     "-Wno-psabi",
 ]
 ATTEND = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
@@ -51,7 +49,7 @@ WHOLE = 16  # channels that go together, of the widest vectors
 
 
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
+def loaded() -> ctypes.CDLL | None:
     """Load the kernels, compiling them where no earlier process did; None where that cannot be."""
     if os.environ.get("PVDM_NATIVE") == "0":
         return None
@@ -106,7 +104,7 @@ def _compile(folder: Path) -> Path:
 @lru_cache(maxsize=4)
 def can_fuse(dtype: torch.dtype) -> bool:
     """Try kernels on something small: whether they are there and give torch's results."""
-    if dtype not in ATTEND or library() is None:
+    if dtype not in ATTEND or loaded() is None:
         return False
     x = torch.linspace(-9, 9, 2 * 3 * 40 * 3 * 16).cos().to(dtype)
     q, k, v = x.view(2, 40, 3, 3, 16).permute(3, 0, 2, 1, 4)
@@ -223,7 +221,7 @@ def winograd(
 
 def _call(name: str, sizes: list[int], *arguments: object) -> None:
     """Call a kernel with as many threads as torch uses; tensors go as the place of their data."""
-    found = library()
+    found = loaded()
     assert found is not None
     getattr(found, name)(torch.get_num_threads(), _numbers(sizes), *map(_argument, arguments))
 
