@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvdm_cli.models import kernels, native
-from pvdm_cli.models.layers import HeadAttention, run, side_by_side
+from pvdm_cli.models.layers import HeadAttention, add_mapped, run, side_by_side
 from pvdm_cli.models.packed import SizedConv2d
 from pvdm_cli.models.triplane import PlaneGroup, join_tokens, split_tokens
 
@@ -41,7 +41,7 @@ class GroupNorm(nn.GroupNorm):
         """
         if self.fused and (found := kernels.group_norm(x, self, film, silu=silu)) is not None:
             return found
-        if self.native and x.dtype == torch.float32:
+        if self.native and x.dtype == self.weight.dtype:
             return native.group_norm(x, self, film, silu=silu)
         flat = x.reshape(x.shape[0], -1, 1, x.shape[-1])
         if film is not None:
@@ -78,7 +78,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Attention(HeadAttention):
-    """Pre-norm multi-head attention over [b, n, c], without its residual; starts as zero.
+    """Pre-norm multi-head attention with residual over [b, n, c]; starts as the identity.
 
     qkv is packed head-major, [head][q, k, v][dim], like the published weights.
     """
@@ -91,10 +91,10 @@ class Attention(HeadAttention):
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return what attention adds to tokens [b, n, c]."""
+        """Let all tokens of [b, n, c] attend to all."""
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (self.num_heads, 3, -1))
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # [b, m, n, d] each
-        return self.out(self.attend(q, k, v))
+        return add_mapped(self.out, self.attend(q, k, v), tokens)
 
 
 class ResBlock(nn.Module):
@@ -133,7 +133,9 @@ class ResBlock(nn.Module):
             hs = convolve(self.conv_in, hs)
         hs = norm_and_convolve(self.norm_out, self.conv_out, hs, films[self.film_index])
         parts = zip(grids, xs, hs, strict=True)
-        return [(self.skip(x) + h).unflatten(0, (-1, grid.shape[1])) for grid, x, h in parts]
+        return [
+            add_mapped(self.skip, x, h).unflatten(0, (-1, grid.shape[1])) for grid, x, h in parts
+        ]
 
 
 class Block(nn.Module):
@@ -168,7 +170,7 @@ class Block(nn.Module):
         grids = side_by_side(lambda some: self._within_planes(some, films), parts)
         groups = [PlaneGroup(*grid.shape[1:4]) for grid in grids]
         mixed = split_tokens(run(self.joint_attention, join_tokens(grids)), groups)
-        return [grid + part for grid, part in zip(grids, mixed, strict=True)]
+        return [grid.contiguous() for grid in mixed]  # as they are at batch 1
 
     def _within_planes(
         self, parts: Sequence[tuple[Tensor, ...]], films: list[Tensor]
@@ -179,7 +181,7 @@ class Block(nn.Module):
         if self.plane_attention is not None:
             for i, grid in enumerate(grids):
                 tokens = grid.flatten(0, 1).flatten(1, 2)  # [b*p, y*x, c]
-                grids[i] = grid + run(self.plane_attention, tokens).view(grid.shape)
+                grids[i] = run(self.plane_attention, tokens).view(grid.shape)
         return grids if self.second is None else self.second(grids, films)
 
 

@@ -41,6 +41,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def add_mapped(layer: nn.Module, x: Tensor, other: Tensor) -> Tensor:
+    """Return other + layer(x), made in one pass if the layer is a packed one that can."""
+    join = getattr(layer, "join", None)
+    return other + layer(x) if join is None else join(x, other, "add")
+
+
 class HeadAttention(nn.Module):
     """What the attentions of all networks share: heads of a size, and a kernel of ours for them."""
 
@@ -153,7 +159,7 @@ class SelfAttention(HeadAttention):
     def forward(self, x: Tensor) -> Tensor:
         """Let all tokens of [b, n, c] attend to all."""
         q, k, v = self._heads(self.qkv(self.norm(x)))
-        return x + self.out(self.attend(q, k, v))
+        return add_mapped(self.out, self.attend(q, k, v), x)
 
     def read_first(self, x: Tensor) -> Tensor:
         """Return only the first token's result [b, 1, c]: all that the last block must compute.
@@ -161,7 +167,7 @@ class SelfAttention(HeadAttention):
         The other tokens' queries are made in vain, 0.5 % of encoding: `qkv` stays one product.
         """
         q, k, v = self._heads(self.qkv(self.norm(x)))
-        return x[:, :1] + self.out(self.attend(q[:, :, :1], k, v))
+        return add_mapped(self.out, self.attend(q[:, :, :1], k, v), x[:, :1])
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """Split [b, n, 3*m*d] into [b, m, n, d] each."""

@@ -1,7 +1,7 @@
 """Kernels of ours for the CPU, each in place of several of torch's; inference only.
 
-They are compiled from native.cpp by the machine's own C++ compiler at first use, in three seconds,
-and kept in ~/.cache/pvdm for the next process. Where there is no compiler, or what it makes is not
+They are compiled from cpu/ by the machine's own C++ compiler at first use, in four seconds, and
+kept in ~/.cache/pvdm for the next process. Where there is no compiler, or what it makes is not
 right, torch's operations stay: the plain modules, which are what the kernels are tested against.
 `PVDM_NATIVE=0` asks for those.
 
@@ -19,6 +19,7 @@ from contextlib import suppress
 from functools import lru_cache
 from math import prod
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from pvdm_cli.environment import compiler
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import atomic_file, cache_folder
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCE = Path(__file__).with_name("cpu") / "kernels.cpp"  # and what it includes, beside it
 # Vectors as wide as the processor has; a product and a sum may be one operation.
 FLAGS = [
     "-std=c++17",
@@ -42,10 +43,12 @@ FLAGS = [
     "-fno-signed-zeros",
     "-Wno-psabi",
 ]
-ATTEND = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LARGEST_HEAD = 256  # numbers
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of one attention, absolute
-WHOLE = 16  # channels that go together, of the widest vectors
+WHOLE = 32  # channels that go together, of the widest vectors
+Ending = Literal["none", "add", "mul", "gelu"]
+ENDINGS: tuple[Ending, ...] = get_args(Ending)  # in the order of cpu/product.hpp
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +72,9 @@ def loaded() -> ctypes.CDLL | None:
 
 def _key() -> str:
     """Name what the kernels are made of and the processor that they are made for."""
-    about = hashlib.sha256(SOURCE.read_bytes())
+    about = hashlib.sha256()
+    for part in sorted(SOURCE.parent.glob("*.[ch]pp")):
+        about.update(part.read_bytes())
     about.update(" ".join((*FLAGS, platform.machine())).encode())
     listed = Path("/proc/cpuinfo")
     if listed.is_file():
@@ -104,16 +109,34 @@ def _compile(folder: Path) -> Path:
 @lru_cache(maxsize=4)
 def can_fuse(dtype: torch.dtype) -> bool:
     """Try kernels on something small: whether they are there and give torch's results."""
-    if dtype not in ATTEND or loaded() is None:
+    if dtype not in NAMES or loaded() is None:
         return False
     x = torch.linspace(-9, 9, 2 * 3 * 40 * 3 * 16).cos().to(dtype)
     q, k, v = x.view(2, 40, 3, 3, 16).permute(3, 0, 2, 1, 4)
-    mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    rows, norm = x.float().view(2, 90, 64), nn.GroupNorm(32, 64).requires_grad_(False)
-    normed = norm(rows.transpose(1, 2)).transpose(1, 2)
-    return torch.allclose(
-        attend(q, k, v).float(), mixed, rtol=0, atol=ROUNDING[dtype]
-    ) and torch.allclose(group_norm(rows, norm, None, silu=False), normed, atol=1e-5)
+    rows, norm = x.view(2, 90, 64), nn.GroupNorm(32, 64).requires_grad_(False)
+    normed = norm(rows.float().transpose(1, 2)).transpose(1, 2)
+    weights = rows[0, :64] / 8
+    pairs = [
+        (attend(q, k, v), F.scaled_dot_product_attention(q.float(), k.float(), v.float())),
+        (group_norm(rows, norm.to(dtype), None, silu=False), normed),
+        (product(rows, panels(weights)), rows.float() @ weights.float()),
+    ]
+    return all(
+        torch.allclose(found.float(), wanted, rtol=0, atol=ROUNDING[dtype])
+        for found, wanted in pairs
+    )
+
+
+@lru_cache(maxsize=4)
+def can_multiply(dtype: torch.dtype) -> bool:
+    """Whether products of ours are there and no slower than oneDNN's.
+
+    In bf16 the processor's own products are, where it has fast ones: ours are made in fp32.
+    """
+    library = loaded()
+    if library is None or not can_fuse(dtype):
+        return False
+    return dtype == torch.float32 or not library.has_fast_bfloat16()
 
 
 def fuse(network: nn.Module) -> bool:
@@ -159,7 +182,7 @@ def attend(
     parts = [part if part.dim() == 5 else part[None] for part in (*parts, out)]
     sizes = [*parts[0].shape[:4], parts[1].shape[3], parts[0].shape[4]]
     strides = [stride for part in parts for stride in part.stride()[:4]]
-    _call(ATTEND[q.dtype], sizes, strides, *parts, *(rotary or (None, None)))
+    _call("attend", q.dtype, sizes, strides, *parts, *(rotary or (None, None)))
     return out
 
 
@@ -169,10 +192,10 @@ def can_attend(d: int) -> bool:
 
 
 def group_norm(x: Tensor, norm: nn.GroupNorm, film: Tensor | None, *, silu: bool) -> Tensor:
-    """Normalise x [b, ..., c] by groups of channels, then FiLM, then SiLU; fp32.
+    """Normalise x [b, ..., c] by groups of channels, then FiLM, then SiLU.
 
     Args:
-        x: Features.
+        x: Features, of the dtype of the norm and of `film`.
         norm: Number of groups, weight and bias [c], eps.
         film: Scale and shift [b / k, 2c]; each row serves k neighbours of x. None: without.
         silu: Apply v * sigmoid(v) in the end.
@@ -187,43 +210,88 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, film: Tensor | None, *, silu: bool
     step, repeat = (0, 1) if film is None else (film.stride(0), b // len(film))
     sizes = [b, prod(x.shape[1:-1]), c, norm.num_groups, step, repeat]
     eps = ctypes.c_float(norm.eps)
-    _call("group_norm_float32", sizes, eps, x, out, weight, bias, film, int(silu))
+    _call("group_norm", x.dtype, sizes, eps, x, out, weight, bias, film, int(silu))
+    return out
+
+
+def panels(weights: Tensor) -> Tensor:
+    """Lay weights [..., in, out] as `product` reads them: [..., out / p, in, p].
+
+    Args:
+        weights: out is a multiple of `WHOLE`, and so of p, two vectors of the processor.
+    """
+    library = loaded()
+    assert library is not None
+    return weights.unflatten(-1, (-1, library.panel_width())).movedim(-2, -3).contiguous()
+
+
+def product(
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None = None,
+    ending: Ending = "none",
+    other: Tensor | None = None,
+) -> Tensor:
+    """Multiply x [..., in] with weights, summing in fp32; then the bias, and what ends it.
+
+    Args:
+        x: fp32 or bf16. With batched weights [n, rows, in], rows and in without gaps.
+        weights: `panels` of [in, out] or of [n, in, out], of the dtype of x.
+        bias: [out], fp32.
+        ending: add or mul: with `other`. gelu: apply it.
+        other: [..., out], of the dtype of x.
+
+    Returns:
+        [..., out], of the dtype of x.
+    """
+    n = 1 if weights.dim() == 3 else weights.shape[0]
+    x = x.contiguous() if weights.dim() == 3 else x
+    depth, width = weights.shape[-2], weights.shape[-3] * weights.shape[-1]
+    out = x.new_empty(*x.shape[:-1], width)
+    if not out.numel():
+        return out
+    other = None if other is None else other.contiguous()
+    rows = out.numel() // width // n
+    step = x.stride(0) if n > 1 else 0
+    sizes = [n, rows, depth, width, step, rows * width]
+    _call("product", x.dtype, sizes, ENDINGS.index(ending), x, weights, bias, other, out)
     return out
 
 
 def winograd(
     images: list[Tensor], m: int, inputs: Tensor, outputs: Tensor, weights: Tensor, bias: Tensor
 ) -> list[Tensor]:
-    """Convolve each [b, H, W, c] in tiles of m x m outputs (`winograd.WinogradConv2d`); fp32.
+    """Convolve each [b, H, W, c] in tiles of m x m outputs (`winograd.WinogradConv2d`).
 
     Args:
-        images: c is a multiple of `WHOLE`.
+        images: fp32 or bf16; c is a multiple of `WHOLE`.
         m: 2 or 4; n is m + 2.
         inputs: What evaluates n inputs in a row, [n, n].
         outputs: What interpolates m outputs in a row, [m, n].
-        weights: As tiles multiply them, [n * n, c, out]; out is a multiple of `WHOLE`.
-        bias: [out].
+        weights: `panels` of what tiles multiply, [n * n, c, out], fp32.
+        bias: [out], fp32.
+
+    Returns:
+        Each [b, H, W, out], of the dtype of the images; all between is in fp32.
     """
     counts = [len(x) * -(-x.shape[1] // m) * -(-x.shape[2] // m) for x in images]
-    points, c, width = weights.shape
-    values = weights.new_empty(points, sum(counts), c)
+    values = weights.new_empty(len(weights), sum(counts), weights.shape[-2])
     places = [sum(counts[:i]) for i in range(len(counts))]
     for x, place in zip(images, places, strict=True):
         sizes = [*x.shape, values.stride(0), m]
-        _call("tiles_of_images", sizes, x.contiguous(), inputs, values[0, place:])
-    products = torch.bmm(values, weights)
-    found = [x.new_empty(*x.shape[:3], width) for x in images]
+        _call("tiles_of_images", x.dtype, sizes, x.contiguous(), inputs, values[0, place:])
+    products = product(values, weights)
+    found = [x.new_empty(*x.shape[:3], products.shape[-1]) for x in images]
     for out, place in zip(found, places, strict=True):
         sizes = [*out.shape, products.stride(0), m]
-        _call("images_of_tiles", sizes, products[0, place:], outputs, bias, out)
+        _call("images_of_tiles", out.dtype, sizes, products[0, place:], outputs, bias, out)
     return found
 
 
-def _call(name: str, sizes: list[int], *arguments: object) -> None:
+def _call(name: str, dtype: torch.dtype, sizes: list[int], *arguments: object) -> None:
     """Call a kernel with as many threads as torch uses; tensors go as the place of their data."""
-    found = loaded()
-    assert found is not None
-    getattr(found, name)(torch.get_num_threads(), _numbers(sizes), *map(_argument, arguments))
+    kernel = getattr(loaded(), f"{name}_{NAMES[dtype]}")
+    kernel(torch.get_num_threads(), _numbers(sizes), *map(_argument, arguments))
 
 
 def _numbers(values: list[int]) -> ctypes.Array[ctypes.c_int64]:

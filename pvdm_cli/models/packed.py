@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pvdm_cli.models import native
 from pvdm_cli.models.layers import FeedForward
 from pvdm_cli.models.winograd import WinogradConv2d
 
@@ -44,15 +45,43 @@ class PackedLinear(nn.Module):
         return self.joined(x, other.contiguous(), self.packed, self.bias, how)
 
 
+class PanelLinear(nn.Module):
+    """nn.Linear whose weights lie as our own kernel reads them."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.panels = native.panels(linear.weight.detach().t())
+        self.bias = None if linear.bias is None else linear.bias.detach().float().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
+        return native.product(x, self.panels, self.bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """Apply GELU to what `forward` gives, in the same pass."""
+        return native.product(x, self.panels, self.bias, "gelu")
+
+    def join(self, x: Tensor, other: Tensor, how: Literal["add", "mul"]) -> Tensor:
+        """Add or multiply what `forward` gives and something of its shape, in the same pass."""
+        return native.product(x, self.panels, self.bias, how, other)
+
+
+def pack_linear(linear: nn.Linear) -> PackedLinear | PanelLinear:
+    """Pack a linear map for whichever kernel is the faster one."""
+    whole = linear.out_features % native.WHOLE == 0
+    fast = whole and native.can_multiply(linear.weight.dtype)
+    return PanelLinear(linear) if fast else PackedLinear(linear)
+
+
 class PackedFeedForward(nn.Module):
     """FeedForward whose products apply GELU, gate and residual: fewer passes over memory."""
 
     def __init__(self, plain: FeedForward) -> None:
         super().__init__()
-        self.norm, self.down = plain.norm, PackedLinear(plain.down)
+        self.norm, self.down = plain.norm, pack_linear(plain.down)
         hidden = plain.down.in_features
-        self.value = PackedLinear(_rows(plain.up, 0, hidden)) if plain.gated else None
-        self.gate = PackedLinear(_rows(plain.up, hidden if plain.gated else 0, hidden))
+        self.value = pack_linear(_rows(plain.up, 0, hidden)) if plain.gated else None
+        self.gate = pack_linear(_rows(plain.up, hidden if plain.gated else 0, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., width] to the same shape."""
@@ -90,7 +119,7 @@ class TapsConv2d(nn.Module):
         weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [out, 3 * 3 * in]
         empty = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         assert conv.bias is not None
-        self.product = PackedLinear(_layer(empty, weight, conv.bias))
+        self.product = pack_linear(_layer(empty, weight, conv.bias))
 
     def convolve(self, images: list[Tensor]) -> list[Tensor]:
         """Convolve each [b, H, W, c]."""
@@ -146,12 +175,15 @@ def best_tile(sizes: Sequence[tuple[int, int]]) -> int:
 def pack_conv(conv: nn.Conv2d) -> PackedConv2d | SizedConv2d:
     """Pack a convolution, or have it done at its first call if tiles may make it faster.
 
-    In lower precisions their rounding would be too much, with few channels they cost too much.
+    In bf16 our kernels make them in fp32, in which alone their rounding is small; torch's
+    operations would not. With few channels they cost too much.
     """
     same = (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
     simple = same and conv.dilation == (1, 1) and conv.groups == 1 and conv.bias is not None
-    tiled = conv.weight.dtype == torch.float32 and min(conv.in_channels, conv.out_channels) >= 64
-    return SizedConv2d(conv) if simple and tiled else PackedConv2d(conv)
+    dtype, channels = conv.weight.dtype, (conv.in_channels, conv.out_channels)
+    kernels = native.can_multiply(dtype) and all(each % native.WHOLE == 0 for each in channels)
+    exact = dtype == torch.float32 or kernels
+    return SizedConv2d(conv) if simple and exact and min(channels) >= 64 else PackedConv2d(conv)
 
 
 def _copied(bias: Tensor | None) -> Tensor | None:
@@ -168,7 +200,7 @@ def _rows(linear: nn.Linear, first: int, count: int) -> nn.Linear:
 
 PACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     FeedForward: PackedFeedForward,
-    nn.Linear: PackedLinear,
+    nn.Linear: pack_linear,
     nn.Conv2d: pack_conv,
 }
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pvdm_cli.models import kernels, native
-from pvdm_cli.models.layers import FeedForward, HeadAttention, attention, rotate_pairs, run
+from pvdm_cli.models.layers import (
+    FeedForward,
+    HeadAttention,
+    add_mapped,
+    attention,
+    rotate_pairs,
+    run,
+)
 
 
 class Rotary(NamedTuple):
@@ -77,7 +84,7 @@ class AxisAttention(HeadAttention):
             mixed = qkv.new_empty(qkv[..., 0, :, :].shape)
             q, k, v = (each.permute(order) for each in qkv.unbind(3))
             native.attend(q, k, v, mixed.permute(order), rotary)
-            return x + self.out(mixed.flatten(3))
+            return add_mapped(self.out, mixed.flatten(3), x)
         if self.fused:
             kernels.rotate_(qkv, *rotary, over_frames=self.over_frames)
             q, k = qkv[..., :2, :, :].unbind(3)
@@ -90,7 +97,7 @@ class AxisAttention(HeadAttention):
             q, k = rotate_pairs(qkv[..., :2, :, :], *tables).unbind(3)
         q, k, v = (each.permute(order).flatten(0, 1) for each in (q, k, qkv[..., 2, :, :]))
         mixed = attention(q, k, v).unflatten(0, (x.shape[0], -1))
-        return x + self.out(mixed.permute(back).flatten(3))
+        return add_mapped(self.out, mixed.permute(back).flatten(3), x)
 
 
 class Block(nn.Module):

@@ -19,6 +19,14 @@ from pvdm_cli.files import cache_folder
 from pvdm_cli.models import native
 from pvdm_cli.models.blocks import GroupNorm
 from pvdm_cli.models.layers import HeadAttention, rotate_pairs
+from pvdm_cli.models.packed import (
+    PackedConv2d,
+    PackedLinear,
+    PanelLinear,
+    SizedConv2d,
+    pack_conv,
+    pack_linear,
+)
 from pvdm_cli.models.timesformer import AxisAttention, frame_rotary, patch_rotary
 from pvdm_cli.models.winograd import POINTS, WinogradConv2d
 
@@ -41,6 +49,7 @@ def afresh() -> Iterator[None]:
 def forget() -> None:
     native.loaded.cache_clear()
     native.can_fuse.cache_clear()
+    native.can_multiply.cache_clear()
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
@@ -82,6 +91,8 @@ def test_nothing_gives_nothing() -> None:
     assert native.attend(*heads(0, 20, 2, 16, torch.float32)).shape == (0, 2, 20, 16)
     norm = GroupNorm(64).requires_grad_(False)
     film = torch.zeros(0, 128)
+    weights = native.panels(torch.zeros(9, 64))
+    assert native.product(torch.zeros(0, 5, 9), weights).shape == (0, 5, 64)
     assert native.group_norm(torch.zeros(0, 9, 64), norm, film, silu=True).shape == (0, 9, 64)
     assert native.group_norm(torch.zeros(0, 9, 64), norm, None, silu=True).shape == (0, 9, 64)
 
@@ -90,10 +101,12 @@ def test_nothing_gives_nothing() -> None:
 def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     q, k, v = heads(1, 300, 3, 16, torch.float32)
     x, norm = torch.randn(3, 50, 96), GroupNorm(96).requires_grad_(False)
+    weights = native.panels(torch.randn(96, 128))
     before, wanted = torch.get_num_threads(), []
     for count in (2, threads):
         torch.set_num_threads(count)
-        wanted.append((native.attend(q, k, v), native.group_norm(x, norm, None, silu=True)))
+        normed = native.group_norm(x, norm, None, silu=True)
+        wanted.append((native.attend(q, k, v), normed, native.product(x, weights)))
     torch.set_num_threads(before)
     for one, other in zip(*wanted, strict=True):
         assert torch.equal(one, other)
@@ -153,35 +166,137 @@ def test_heads_of_other_sizes_are_left_to_torch() -> None:
     assert distance(layer.attend(q, k, v), wanted) < 2e-6
 
 
+@pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("shape", [(2, 70, 96), (4, 5, 6, 480), (1, 1024, 256), (3, 1, 32)])
 @pytest.mark.parametrize(("rows", "silu"), [(0, False), (0, True), (1, True)])
 @pytest.mark.parametrize("offset", [1.0, 300.0])
 def test_the_kernel_is_group_normalisation(
-    shape: tuple[int, ...], rows: int, silu: bool, offset: float
+    shape: tuple[int, ...], rows: int, silu: bool, offset: float, dtype: torch.dtype
 ) -> None:
-    x = 3 * torch.randn(shape) + offset
+    x = (3 * torch.randn(shape) + offset).to(dtype)
     norm = GroupNorm(shape[-1]).requires_grad_(False)
     norm.weight.normal_()
     norm.bias.normal_()
+    norm.to(dtype)
     # A view with gaps, as the denoiser's are.
-    film = torch.randn(rows, 3 * shape[-1])[:, shape[-1] :] if rows else None
+    film = torch.randn(rows, 3 * shape[-1]).to(dtype)[:, shape[-1] :] if rows else None
     found = native.group_norm(x, norm, film, silu=silu)
     wanted = norm.double()(x.double(), None if film is None else film.double(), silu=silu)
-    assert distance(found, wanted) < 1e-6 * offset
+    assert found.dtype == dtype
+    assert distance(found, wanted) < max(1e-6 * offset, ROUNDING[dtype])
 
 
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("rows", [1, 13, 14, 15, 57, 300])
+@pytest.mark.parametrize(
+    ("depth", "width"), [(4, 32), (129, 96), (384, 64), (385, 32), (1000, 256)]
+)
+def test_the_kernel_is_a_product(dtype: torch.dtype, rows: int, depth: int, width: int) -> None:
+    x, weights = torch.randn(rows, depth).to(dtype), torch.randn(depth, width).to(dtype)
+    found = native.product(x, native.panels(weights))
+    assert found.dtype == dtype
+    assert distance(found, x.double() @ weights.double()) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("ending", native.ENDINGS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_ends_in_what_follows_it(dtype: torch.dtype, ending: str, bias: bool) -> None:
+    x, weights = torch.randn(2, 33, 40).to(dtype), torch.randn(40, 64).to(dtype)
+    added = torch.randn(64) if bias else None
+    other = torch.randn(2, 64, 33).to(dtype).transpose(1, 2)  # with gaps
+    wanted = x.double() @ weights.double() + (0 if added is None else added.double())
+    ends = {
+        "none": wanted,
+        "add": wanted + other.double(),
+        "mul": wanted * other.double(),
+        "gelu": F.gelu(wanted),
+    }
+    found = native.product(x, native.panels(weights), added, ending, other)
+    assert distance(found, ends[ending]) < ROUNDING[dtype]
+
+
+def test_a_batch_of_products_may_lie_apart() -> None:
+    x, weights = torch.randn(5, 40, 96)[:, 3:30], torch.randn(5, 96, 64)
+    found = native.product(x, native.panels(weights))
+    assert distance(found, x.double() @ weights.double()) < 2e-6
+
+
+def test_gelu_is_exact_everywhere() -> None:
+    x = torch.linspace(-20, 20, 4001)[:, None]
+    weights = torch.ones(1, 32)
+    found = native.product(x, native.panels(weights), None, "gelu")[:, 0]
+    assert (found.double() - F.gelu(x[:, 0].double())).abs().max() < 2e-6
+    assert (found[x[:, 0] > 6] == x[:, 0][x[:, 0] > 6]).all()
+    assert native.product(x * torch.nan, native.panels(weights), None, "gelu").isnan().all()
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_a_row_with_what_is_not_a_number_stays_one(dtype: torch.dtype) -> None:
+    x, weights = torch.randn(40, 50).to(dtype), torch.randn(50, 64).to(dtype)
+    x[9, 3] = torch.nan
+    found = native.product(x, native.panels(weights)).isnan()
+    assert found[9].all()
+    assert found.sum() == 64
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 16), (2, 3, 4, 16), (0, 16)])
+def test_a_linear_map_in_panels_is_the_plain_one(
+    dtype: torch.dtype, bias: bool, shape: tuple[int, ...]
+) -> None:
+    layer = nn.Linear(16, 96, bias=bias, dtype=dtype).requires_grad_(False)
+    x = torch.randn(*shape[:-1], 2 * shape[-1]).to(dtype)[..., ::2]  # a view with gaps
+    other, panels = torch.randn(*shape[:-1], 96).to(dtype), PanelLinear(layer)
+    wanted = layer.double()(x.double())
+    for found, exact in (
+        (panels(x), wanted),
+        (panels.gelu(x), F.gelu(wanted)),
+        (panels.join(x, other, "add"), wanted + other),
+        (panels.join(x, other, "mul"), wanted * other),
+    ):
+        assert found.dtype == dtype
+        assert not len(x) or distance(found, exact) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("fast", [0, 1])
+def test_bf16_is_left_to_processors_that_are_fast_at_it(
+    fast: int, afresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = native.loaded()
+    monkeypatch.setattr(native, "loaded", lambda: library)
+    monkeypatch.setattr(library, "has_fast_bfloat16", lambda: fast)
+    kinds = [
+        {type(pack_linear(nn.Linear(32, width).to(dtype))) for width in (32, 64)}
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert kinds == [{PanelLinear}, {PackedLinear if fast else PanelLinear}]
+    conv = pack_conv(nn.Conv2d(64, 64, 3, padding=1).bfloat16())
+    assert type(conv) is (PackedConv2d if fast else SizedConv2d)
+    assert type(pack_conv(nn.Conv2d(64, 72, 3, padding=1).bfloat16())) is PackedConv2d
+    assert type(pack_linear(nn.Linear(32, 40))) is PackedLinear  # not whole panels
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("m", POINTS)
-def test_images_convolved_together_are_those_convolved_alone(m: int) -> None:
-    conv = nn.Conv2d(64, 80, 3, padding=1).requires_grad_(False)
-    layer = WinogradConv2d(conv, m)
-    assert layer.kernels
+def test_images_convolved_together_are_those_convolved_alone(
+    m: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv = nn.Conv2d(64, 96, 3, padding=1).to(dtype).requires_grad_(False)
+    layers = [WinogradConv2d(conv, m)]
+    assert layers[0].kernels
+    if dtype == torch.float32:  # else torch's operations would round what is between
+        monkeypatch.setattr(native, "can_fuse", lambda dtype: False)
+        layers.append(WinogradConv2d(conv, m))
+        assert not layers[1].kernels
     images = [torch.randn(2, 9, 6, 64), torch.randn(1, 8, 8, 64), torch.randn(1, 1, 3, 64)]
-    together = layer.convolve(images)
-    layer.kernels = False
-    for found, plain, image in zip(together, layer.convolve(images), images, strict=True):
-        wanted = conv.double()(image.double().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        assert max(distance(found, wanted), distance(plain, wanted)) < 4e-6
-        conv.float()
+    images, conv = [image.to(dtype) for image in images], conv.double()
+    for layer in layers:
+        for found, image in zip(layer.convolve(images), images, strict=True):
+            wanted = conv(image.double().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            assert found.dtype == dtype
+            assert distance(found, wanted) < 2 * ROUNDING[dtype]
 
 
 def test_an_accelerated_model_uses_them() -> None:
@@ -270,7 +385,7 @@ def test_other_sources_and_processors_have_files_of_their_own(
     keys = {native._key()}
     monkeypatch.setattr(native.platform, "machine", lambda: "another")
     keys.add(native._key())
-    source = tmp_path / "native.cpp"
+    source = tmp_path / "kernels.cpp"
     source.write_text("// another")
     monkeypatch.setattr(native, "SOURCE", source)
     keys.add(native._key())
@@ -295,4 +410,7 @@ def test_narrower_vectors_give_the_same(
     x, norm = torch.randn(2, 30, 96), GroupNorm(96).requires_grad_(False)
     found = native.group_norm(x, norm, None, silu=True)
     assert distance(found, norm.double()(x.double(), silu=True)) < 1e-6
-    test_images_convolved_together_are_those_convolved_alone(4)
+    test_the_kernel_is_a_product(torch.float32, 57, 129, 96)
+    test_the_kernel_is_a_product(torch.bfloat16, 57, 129, 96)
+    test_gelu_is_exact_everywhere()
+    test_images_convolved_together_are_those_convolved_alone(4, torch.float32, monkeypatch)

@@ -1,0 +1,49 @@
+// Kernels of ours for the CPU, compiled where they run and called by native.py; inference only.
+
+#include "attention.hpp"
+#include "norm.hpp"
+#include "product.hpp"
+#include "winograd.hpp"
+
+// Whether products of bfloat16 have instructions of their own that are worth it: Intel's without
+// tiles take twice as long as float's.
+#if defined(__AMX_BF16__) || defined(__ARM_FEATURE_BF16)
+static int fast_bfloat16() { return 1; }
+#elif defined(__AVX512BF16__)
+static int fast_bfloat16() { return __builtin_cpu_is("amd"); }
+#else
+static int fast_bfloat16() { return 0; }
+#endif
+
+extern "C" {
+int panel_width() { return PANEL; }
+int has_fast_bfloat16() { return fast_bfloat16(); }
+
+#define FOR(T, NAME)                                                                               \
+    void attend_##NAME(int threads, const int64_t *sizes, const int64_t *strides, const T *q,      \
+                       const T *k, const T *v, T *out, const float *cos, const float *sin) {       \
+        attend(threads, sizes, strides, q, k, v, out, cos, sin);                                   \
+    }                                                                                              \
+    void group_norm_##NAME(int threads, const int64_t *sizes, float eps, const T *x, T *out,       \
+                           const T *weight, const T *bias, const T *film, int silu) {              \
+        group_norm(threads, sizes[0], sizes[1], sizes[2], sizes[3], eps, x, out, weight, bias,     \
+                   film, sizes[4], sizes[5], silu);                                                \
+    }                                                                                              \
+    void product_##NAME(int threads, const int64_t *sizes, int ending, const T *a,                 \
+                        const T *weights, const float *bias, const T *other, T *out) {             \
+        product(threads, sizes, ending, a, weights, bias, other, out);                             \
+    }                                                                                              \
+    void tiles_of_images_##NAME(int threads, const int64_t *sizes, const T *x,                     \
+                                const float *matrix, float *values) {                              \
+        (sizes[5] == 2 ? tiles_of<2, T> : tiles_of<4, T>)(threads, sizes[0], sizes[1], sizes[2],   \
+                                                          sizes[3], sizes[4], x, matrix, values);  \
+    }                                                                                              \
+    void images_of_tiles_##NAME(int threads, const int64_t *sizes, const float *products,          \
+                                const float *matrix, const float *bias, T *out) {                  \
+        (sizes[5] == 2 ? images_of<2, T> : images_of<4, T>)(threads, sizes[0], sizes[1], sizes[2], \
+                                                            sizes[3], sizes[4], products, matrix,  \
+                                                            bias, out);                            \
+    }
+FOR(float, float32)
+FOR(BF16, bfloat16)
+}
