@@ -214,15 +214,21 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, film: Tensor | None, *, silu: bool
     return out
 
 
+def panel_width() -> int:
+    """Outputs whose weights lie together: two vectors of the processor; divides `WHOLE`."""
+    library = loaded()
+    assert library is not None
+    width: int = library.panel_width()
+    return width
+
+
 def panels(weights: Tensor) -> Tensor:
     """Lay weights [..., in, out] as `product` reads them: [..., out / p, in, p].
 
     Args:
-        weights: out is a multiple of `WHOLE`, and so of p, two vectors of the processor.
+        weights: out is a multiple of `WHOLE`; p is `panel_width`.
     """
-    library = loaded()
-    assert library is not None
-    return weights.unflatten(-1, (-1, library.panel_width())).movedim(-2, -3).contiguous()
+    return weights.unflatten(-1, (-1, panel_width())).movedim(-2, -3).contiguous()
 
 
 def product(
