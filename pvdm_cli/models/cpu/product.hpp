@@ -18,18 +18,24 @@ INLINE V gelu(V x) {
 
 constexpr int PANEL = 2 * LANES;  // outputs whose weights lie together: [depth][PANEL]
 constexpr int64_t DEEP = 384, MANY = 1 << 15;  // of the depth at once; numbers of rows at once
-template <typename T>
-constexpr int LINES = (PANEL * sizeof(T) + 63) / 64;  // cache lines of one row of a panel
+constexpr int64_t FETCHING = 4;  // tiles that share in fetching the next weights
 
-// Numbers as float: where they are, or copied.
-INLINE const float *as_float(const float *numbers, int64_t, std::vector<float> &) {
-    return numbers;
+// Rows of numbers as float, how far apart: where they lie, or copied side by side.
+struct Floats {
+    const float *data;
+    int64_t step;
+};
+INLINE Floats as_floats(const float *numbers, int64_t, int64_t, int64_t step,
+                        std::vector<float> &) {
+    return {numbers, step};
 }
-INLINE const float *as_float(const BF16 *numbers, int64_t count, std::vector<float> &space) {
-    if (space.size() < static_cast<size_t>(count)) space.resize(count);
+INLINE Floats as_floats(const BF16 *numbers, int64_t rows, int64_t count, int64_t step,
+                        std::vector<float> &space) {
+    if (space.size() < static_cast<size_t>(rows * count)) space.resize(rows * count);
     float *to = space.data();
-    for (int64_t i = 0; i < count; i++) to[i] = read(numbers + i);
-    return to;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < count; i++) to[r * count + i] = read(numbers + r * step + i);
+    return {to, count};
 }
 
 // Products of some rows with one panel, which begin their sums [count][PANEL] or are added to them.
@@ -56,8 +62,7 @@ INLINE auto tile_of(int64_t count, std::integer_sequence<int, counts...>) {
 template <typename T>
 INLINE void expect(int64_t rows, int64_t width, const T *out) {
     for (int64_t r = 0; r < rows; r++)
-        for (int i = 0; i < LINES<T>; i++)
-            __builtin_prefetch(reinterpret_cast<const char *>(out + r * width) + 64 * i, 1);
+        for (int64_t i = 0; i < PANEL; i += 64 / sizeof(T)) __builtin_prefetch(out + r * width + i, 1);
 }
 
 enum Ending { PLAIN, ADD, MULTIPLY, GELU };
@@ -86,43 +91,48 @@ struct Product {
     T *out;
 };
 
-// Some tiles, of ROWS rows or fewer, and some panels of a product.
+// Some tiles, of ROWS rows or fewer, and some panels of a product. The depth is cut, so that its rows
+// stay in the caches for all panels.
 template <typename T>
 INLINE void multiply_panels(const Product<T> p, int64_t tiles, int64_t from, int64_t to,
-                            int64_t panel, int64_t last_panel) {
+                            int64_t first, int64_t last) {
     struct alignas(BYTES) Panel {
         float sums[PANEL];
     };
     static thread_local std::vector<float> row_space, panel_space;
     static thread_local std::vector<Panel> sum_space;
     const int64_t start = p.rows * from / tiles, count = p.rows * to / tiles - start;
-    const int64_t cuts = (p.depth + DEEP - 1) / DEEP;
-    if (sum_space.size() < static_cast<size_t>(count)) sum_space.resize(count);
-    const float *in = as_float(p.a + start * p.depth, count * p.depth, row_space);
-    for (; panel < last_panel; panel++)
-        for (int64_t cut = 0; cut < cuts; cut++) {
-            const int64_t top = p.depth * cut / cuts, deep = p.depth * (cut + 1) / cuts - top;
-            const T *packed = p.weights + (panel * p.depth + top) * PANEL;
-            const float *b = as_float(packed, deep * PANEL, panel_space);
+    const int64_t cuts = (p.depth + DEEP - 1) / DEEP, kept = cuts == 1 ? 0 : count;
+    const int64_t shares = to - from < FETCHING ? to - from : FETCHING;
+    const int64_t share = (PANEL * static_cast<int64_t>(sizeof(T)) + shares - 1) / shares;
+    const size_t needed = count + kept * (last - 1 - first);
+    if (sum_space.size() < needed) sum_space.resize(needed);
+    for (int64_t cut = 0; cut < cuts; cut++) {
+        const int64_t top = p.depth * cut / cuts, deep = p.depth * (cut + 1) / cuts - top;
+        const Floats in = as_floats(p.a + start * p.depth + top, count, deep, p.depth, row_space);
+        for (int64_t panel = first; panel < last; panel++) {
+            const T *packed = p.weights + (panel * p.depth + top) * PANEL, *next = packed;
+            next += (panel + 1 < last ? p.depth : (first - panel) * p.depth + deep) * PANEL;
+            const float *b = as_floats(packed, 1, deep * PANEL, 0, panel_space).data;
             const float *bias = p.bias == nullptr ? nullptr : p.bias + panel * PANEL;
             for (int64_t tile = from; tile < to; tile++) {
                 const int64_t row = p.rows * tile / tiles, end = p.rows * (tile + 1) / tiles;
                 T *out = p.out + row * p.width + panel * PANEL;
                 const T *other = p.other + row * p.width + panel * PANEL;
-                float *sums = sum_space[row - start].sums;
+                float *sums = sum_space[(panel - first) * kept + row - start].sums;
                 if (cut == cuts - 1) expect(end - row, p.width, out);
-                // The last tiles fetch what the next cut or panel needs, the others nothing new.
-                const int64_t left = to - 1 - tile, step = left < LINES<T> ? 64 : 0;
-                const char *next = reinterpret_cast<const char *>(packed + deep * PANEL);
-                const char *ahead = step ? next + left * deep * step : (const char *)b;
+                // The last tiles fetch the weights that come next, the others nothing new.
+                const int64_t left = to - 1 - tile, step = left < shares ? share : 0;
+                const char *ahead = (const char *)(step ? (const void *)next : b);
                 tile_of(end - row, std::make_integer_sequence<int, ROWS>{})(
-                    deep, in + (row - start) * p.depth + top, p.depth, b, cut == 0, sums, ahead,
-                    step);
+                    deep, in.data + (row - start) * in.step, in.step, b, cut == 0, sums,
+                    ahead + left * deep * step, step);
                 for (int64_t r = 0; cut == cuts - 1 && r < end - row; r++)
                     finish(p.ending, sums + r * PANEL, bias, other + r * p.width,
                            out + r * p.width);
             }
         }
+    }
 }
 
 // sizes: batch, rows, depth, width, and how far products of the batch lie apart in a and in out.
