@@ -1,10 +1,11 @@
-"""Threads beside the main one: producers that run ahead of it, a worker that runs behind."""
+"""Threads beside the main one: producers that run ahead, a worker behind, one that borrows it."""
 
 import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, InvalidStateError
 from contextlib import closing, suppress
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -125,3 +126,68 @@ class Behind:
                 function()
         except BaseException as error:  # noqa: BLE001  (raised again by the caller)
             self._error = error
+
+
+class Errands:
+    """Calls that one thread has another one make.
+
+    What computes on a CPU brings a team of threads along for every thread that asks it to. Two
+    teams on the same cores wait for each other at every barrier, so that both had better be asked
+    by one thread.
+    """
+
+    def __init__(self) -> None:
+        self._latest: tuple[Callable[[], Any], Future[Any]] | None = None
+        self._asked = 0
+        self._changed = threading.Event()
+        self._over = False
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """Have the other thread make a call, wait, and return its result or raise its error.
+
+        Raises:
+            RuntimeError: If there will be nobody to make it.
+        """
+        answer: Future[T] = Future()
+        self._latest = call, answer
+        self._asked += 1
+        self._changed.set()
+        if self._over:
+            self._refuse()
+        return answer.result()
+
+    def make(self, timeout: float) -> None:
+        """Make the call that is asked for, or will be within some seconds.
+
+        It may be interrupted at any point: then the call is made by the next `make`.
+        """
+        self._changed.wait(timeout)
+        self._changed.clear()
+        if self._latest is None or self._latest[1].done():
+            return
+        call, answer = self._latest
+        try:
+            result = call()
+        except Exception as error:  # noqa: BLE001  (raised again by who asked)
+            answer.set_exception(error)
+        else:
+            answer.set_result(result)
+
+    def made(self, count: int) -> bool:
+        """Tell whether so many calls have been asked for, and all are made."""
+        return self._latest is not None and self._asked >= count and self._latest[1].done()
+
+    def end(self) -> None:
+        """Make no more calls: who waits for one, or asks from now on, is told so by an error."""
+        self._over = True
+        self._refuse()
+
+    def wake(self) -> None:
+        """Let a `make` that waits return."""
+        self._changed.set()
+
+    def _refuse(self) -> None:
+        """Answer a call that will not be made."""
+        if self._latest is not None:
+            with suppress(InvalidStateError):
+                self._latest[1].set_exception(RuntimeError("nobody makes calls any more"))

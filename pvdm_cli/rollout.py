@@ -3,7 +3,7 @@
 Axes: b videos, c latent channels, n flat latent length, s frames of a clip, H x W pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pvdm_cli.diffusion.samplers import Bounds, Draw, OnStep, Predict, noised
 from pvdm_cli.guidance import predictor, within
-from pvdm_cli.latents import unflatten
+from pvdm_cli.latents import Planes, unflatten
 from pvdm_cli.model import Model
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.noise import Source, fill
@@ -246,19 +246,26 @@ def noise_source(generators: Sequence[Source], model: Model) -> Draw:
 
 
 @torch.inference_mode()
-def decoded(model: Model, latents: Iterator[Tensor], *, timer: Timer = untimed) -> Iterator[Tensor]:
+def decoded(
+    model: Model, latents: Iterator[Tensor], decode: Callable[[Planes], Tensor] | None = None
+) -> Iterator[Tensor]:
     """Decode each latent [b, c, n] when it comes; keep back the frames that the next clip shares.
 
     Yields pixels x [b, 3, s, H, W] once for each latent, and once more for what was kept back.
+
+    Args:
+        model: What decodes.
+        latents: Clips in the order of the video.
+        decode: What turns planes into pixels; None: the autoencoder.
     """
     assert model.config.diffusion is not None
     overlap = model.config.diffusion.overlap
+    decode = decode or model.autoencoder.decode
     shared: Tensor | None = None
     for z0 in latents:
-        with timer("decoding"):
-            x = model.autoencoder.decode(unflatten(z0, model.config.latent))
-            if overlap and shared is not None:
-                x = torch.cat([cross_fade(shared, x[:, :, :overlap]), x[:, :, overlap:]], dim=2)
+        x = decode(unflatten(z0, model.config.latent))
+        if overlap and shared is not None:
+            x = torch.cat([cross_fade(shared, x[:, :, :overlap]), x[:, :, overlap:]], dim=2)
         ready = x.shape[2] - overlap
         yield x[:, :, :ready]
         shared = x[:, :, ready:]

@@ -1,5 +1,7 @@
 """One batch of videos: clip l is decoded and written while clip l + 1 is drawn.
 
+On the CPU, where decoding and drawing would take each other's cores, only writing goes on beside.
+
 The frames of a batch's clips form a *sequence*: clip k (from 0, the one that is continued included)
 begins at k (s - o), where o is the overlap. A file holds the sequence from its frame `first` to
 before `end`. What lies before clips * (s - o) is settled: no later clip changes it.
@@ -8,16 +10,18 @@ before `end`. What lies before clips * (s - o) is settled: no later clip changes
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pvdm_cli.background import Errands
+from pvdm_cli.latents import Planes
 from pvdm_cli.model import Model
 from pvdm_cli.rollout import Position, decoded, latents_at
-from pvdm_cli.runtime import make_current
+from pvdm_cli.runtime import make_current, single_threaded
 from pvdm_cli.stopwatch import Timer
 from pvdm_cli.video import pixels
 from pvdm_cli.video.write import Writer
@@ -48,7 +52,7 @@ class Clip(NamedTuple):
 
 
 class Scribe:
-    """Decodes and writes clips in a thread of its own.
+    """Decodes and writes clips in a thread of its own; on the CPU the caller's thread decodes.
 
     Args:
         model: What decodes.
@@ -73,6 +77,8 @@ class Scribe:
         self._model, self._writers, self._stretch = model, writers, stretch
         self._base, self._timer, self._watch = base, timer, watch
         self._waiting: queue.Queue[Position | None] = queue.Queue(AHEAD)
+        self._errands = Errands() if model.device.type == "cpu" else None
+        self._owed = 0 if base is None else 1  # clips that are to be decoded
         self._error: BaseException | None = None
         self._cut_short = False
         self._z0: Tensor | None = None
@@ -82,9 +88,15 @@ class Scribe:
         self._thread.start()
 
     def take(self, position: Position) -> None:
-        """Hand over a clip; waits while the one before it still waits to be decoded."""
+        """Hand over a clip; waits while the one before it still waits to be decoded.
+
+        On the CPU the clip is decoded when this returns.
+        """
         with self._timer("waiting for the writer"):
             self._put(position)
+        self._owed += 1
+        while self._errands and self._thread.is_alive() and not self._errands.made(self._owed):
+            self._errands.make(0.1)
 
     def finish(self, *, cut_short: bool = False) -> None:
         """Wait until everything handed over is written.
@@ -99,6 +111,8 @@ class Scribe:
         try:
             with self._timer("waiting for the writer"):
                 self._put(None)
+                while self._errands and self._thread.is_alive():
+                    self._errands.make(0.1)
                 self._thread.join()
         except (KeyboardInterrupt, SystemExit):
             self._drop()
@@ -108,6 +122,8 @@ class Scribe:
     def abandon(self) -> None:
         """End the thread; what it has written is of no use."""
         self._cut_short = True
+        if self._errands:
+            self._errands.end()
         with suppress(queue.Empty):
             self._waiting.get_nowait()
         with suppress(Exception):  # there is a failure already
@@ -118,6 +134,8 @@ class Scribe:
         """Write nothing from now on, so that the files can be closed while the thread still decodes."""
         with self._writing:
             self.dropped = True
+        if self._errands:
+            self._errands.end()
         with suppress(queue.Full):
             self._waiting.put_nowait(None)
 
@@ -128,7 +146,8 @@ class Scribe:
                 self._waiting.put(item, timeout=0.1)
                 return
             except queue.Full:
-                continue
+                if self._errands:  # it may wait for one before it looks at what waits
+                    self._errands.make(0)
         self._reraise()
 
     def _reraise(self) -> None:
@@ -139,16 +158,20 @@ class Scribe:
     def _work(self) -> None:
         try:
             make_current(self._model.device)
-            self._write_all()
+            with single_threaded() if self._errands else nullcontext():
+                self._write_all()
         except BaseException as error:  # noqa: BLE001  (raised again by the one who hands over)
             self._error = error
+        finally:
+            if self._errands:
+                self._errands.wake()
 
     def _write_all(self) -> None:
         """Write the sequence from where the file ends."""
         stretch = self._stretch
         at = (stretch.clips - 1) * stretch.step if self._base is not None else 0
         written = stretch.first + stretch.there
-        for x in decoded(self._model, self._latents(), timer=self._timer):
+        for x in decoded(self._model, self._latents(), self._decode):
             tail = at == self.clips * stretch.step  # what the next clip would share
             if tail and self._cut_short:
                 break
@@ -157,6 +180,15 @@ class Scribe:
             if piece.shape[2]:
                 written += piece.shape[2]
                 self._write(piece, tail)
+
+    def _decode(self, z: Planes) -> Tensor:
+        """Decode, or have it done."""
+
+        def decode() -> Tensor:
+            with self._timer("decoding"):
+                return self._model.autoencoder.decode(z)
+
+        return self._errands.ask(decode) if self._errands else decode()
 
     def _write(self, x: Tensor, tail: bool) -> None:
         """Write pixels [b, 3, s, H, W]."""

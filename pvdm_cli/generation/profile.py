@@ -4,7 +4,7 @@ import torch
 
 from pvdm_cli.stopwatch import Stopwatch, Timer
 
-BESIDE = ("decoding", "pixels", "writing")  # in a thread of their own
+BESIDE = ("decoding", "pixels", "writing")  # in a thread of their own, but decoding on a CPU
 
 
 def stopwatch(device: torch.device) -> Stopwatch:

@@ -20,7 +20,9 @@ from tiny import CONFIG, tiny_model
 
 from pvdm_cli import api
 from pvdm_cli.errors import PvdmError
+from pvdm_cli.latents import Planes
 from pvdm_cli.model import Model, save_model
+from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import Silent
 from pvdm_cli.video import read, write
@@ -173,6 +175,35 @@ def test_an_interrupted_run_keeps_what_it_drew_and_goes_on_with_it(
     assert not list((tmp_path / "a").glob(".*"))
     again = api.sample(model, tmp_path / "a", **run)
     assert again.continued == (kept[-1] < 13)
+    api.sample(model, tmp_path / "b", **run)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("clip", [1, 2])
+def test_a_clip_whose_decoding_is_interrupted_is_kept_unless_that_comes_twice(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: int, times: int
+) -> None:
+    """On a CPU the thread that draws decodes too, and so is the one that is interrupted."""
+    run = {**QUICK, "num": 2, "frames": 13, "batch_size": 2}
+    decode, calls = Autoencoder.decode, []
+
+    def interrupted(self: Autoencoder, z: Planes) -> torch.Tensor:
+        calls.append(threading.current_thread())
+        if clip <= len(calls) < clip + times:
+            raise KeyboardInterrupt
+        return decode(self, z)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Autoencoder, "decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            api.sample(model, tmp_path / "a", **run)
+    assert set(calls) == {threading.current_thread()}
+    kept = sorted((tmp_path / "a").glob("video-*.npz"))
+    assert len(kept) == (2 if times == 1 else 0)
+    assert times == 1 or not list((tmp_path / "a").iterdir())
+    again = api.sample(model, tmp_path / "a", **run)
+    assert again.continued == (2 if times == 1 else 0)
     api.sample(model, tmp_path / "b", **run)
     assert content(tmp_path / "a") == content(tmp_path / "b")
 

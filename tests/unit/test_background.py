@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pvdm_cli.background import Behind, merged
+from pvdm_cli.background import Behind, Errands, merged
 
 
 def counting(upto: int, closed: list[int]) -> Generator[int, None, None]:
@@ -101,3 +102,66 @@ def test_idle_time_is_used() -> None:
     used = threading.Event()
     with Behind(waiting=1, idle=used.set):
         assert used.wait(5)
+
+
+def test_calls_are_made_by_the_thread_that_lends_itself() -> None:
+    errands, me = Errands(), threading.current_thread()
+    with ThreadPoolExecutor(1) as other:
+        answers = [other.submit(errands.ask, threading.current_thread) for _ in range(3)]
+        while not errands.made(3):
+            errands.make(0.1)
+        assert [answer.result() for answer in answers] == [me] * 3
+        errands.make(0)  # none is made twice
+        assert errands.made(3)
+        assert not errands.made(4)
+
+
+def test_an_error_of_a_call_is_raised_where_it_was_asked_for() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    errands = Errands()
+    with ThreadPoolExecutor(1) as other:
+        answer = other.submit(errands.ask, fail)
+        while not errands.made(1):
+            errands.make(0.1)
+        with pytest.raises(ZeroDivisionError):
+            answer.result()
+
+
+def test_an_interrupted_call_is_made_by_the_next_who_makes_calls() -> None:
+    tries: list[int] = []
+
+    def interrupted_once() -> int:
+        tries.append(1)
+        if len(tries) == 1:
+            raise KeyboardInterrupt
+        return 7
+
+    errands = Errands()
+    with ThreadPoolExecutor(1) as other:
+        answer = other.submit(errands.ask, interrupted_once)
+        with pytest.raises(KeyboardInterrupt):
+            errands.make(10)
+        assert not answer.done()
+        while not errands.made(1):
+            errands.make(0.1)
+        assert answer.result() == 7
+
+
+@pytest.mark.parametrize("first", ["ask", "end"])
+def test_who_waits_for_nobody_is_told_so(first: str) -> None:
+    errands = Errands()
+    steps: list[Callable[[], object]] = [lambda: errands.ask(int), errands.end]
+    with ThreadPoolExecutor(2) as others:
+        answers = [others.submit(step) for step in (steps if first == "ask" else steps[::-1])]
+        with pytest.raises(RuntimeError, match="nobody"):
+            answers[0 if first == "ask" else 1].result(timeout=10)
+
+
+def test_waiting_for_a_call_ends_when_woken() -> None:
+    errands = Errands()
+    began = time.monotonic()
+    threading.Timer(0.05, errands.wake).start()
+    errands.make(30)
+    assert time.monotonic() - began < 10
