@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from pvdm_cli.runtime import matrix_rate, resolve_precision
+from pvdm_cli.runtime import matrix_rate, resolve_precision, single_threaded
 
 
 @pytest.mark.slow
@@ -34,3 +35,21 @@ def test_the_rate_of_matrix_products_is_measured_once() -> None:
     rate = matrix_rate(torch.device("cpu"), "fp32")
     assert 1e8 < rate < 1e15
     assert matrix_rate(torch.device("cpu"), "fp32") == rate
+
+
+def test_a_thread_that_computes_alone_leaves_the_others_their_teams() -> None:
+    def alone() -> tuple[int, int]:
+        with single_threaded():
+            return torch.get_num_threads(), other.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as one:
+            assert other.submit(torch.get_num_threads).result() == 2
+            assert one.submit(alone).result() == (1, 2)
+            assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
