@@ -78,7 +78,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Attention(HeadAttention):
-    """Pre-norm multi-head attention with residual over [b, n, c]; starts as the identity.
+    """Pre-norm multi-head attention over [b, n, c], without its residual; starts as zero.
 
     qkv is packed head-major, [head][q, k, v][dim], like the published weights.
     """
@@ -90,11 +90,12 @@ class Attention(HeadAttention):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Let all tokens of [b, n, c] attend to all."""
+    def forward(self, tokens: Tensor, other: Tensor | None = None) -> Tensor:
+        """Return what attention adds to tokens [b, n, c]; with `other`, added to that."""
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (self.num_heads, 3, -1))
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # [b, m, n, d] each
-        return add_mapped(self.out, self.attend(q, k, v), tokens)
+        mixed = self.attend(q, k, v)
+        return self.out(mixed) if other is None else add_mapped(self.out, mixed, other)
 
 
 class ResBlock(nn.Module):
@@ -169,8 +170,11 @@ class Block(nn.Module):
         parts = zip(grids) if skips is None else zip(grids, skips, strict=True)
         grids = side_by_side(lambda some: self._within_planes(some, films), parts)
         groups = [PlaneGroup(*grid.shape[1:4]) for grid in grids]
-        mixed = split_tokens(run(self.joint_attention, join_tokens(grids)), groups)
-        return [grid.contiguous() for grid in mixed]  # as they are at batch 1
+        tokens = join_tokens(grids)
+        if len(tokens) == 1:  # only then are the planes' parts without gaps
+            return split_tokens(run(self.joint_attention, tokens, tokens), groups)
+        mixed = split_tokens(run(self.joint_attention, tokens), groups)
+        return [grid + part for grid, part in zip(grids, mixed, strict=True)]
 
     def _within_planes(
         self, parts: Sequence[tuple[Tensor, ...]], films: list[Tensor]
@@ -181,7 +185,7 @@ class Block(nn.Module):
         if self.plane_attention is not None:
             for i, grid in enumerate(grids):
                 tokens = grid.flatten(0, 1).flatten(1, 2)  # [b*p, y*x, c]
-                grids[i] = run(self.plane_attention, tokens).view(grid.shape)
+                grids[i] = run(self.plane_attention, tokens, tokens).view(grid.shape)
         return grids if self.second is None else self.second(grids, films)
 
 

@@ -254,6 +254,8 @@ def product(
     x = x.contiguous() if weights.dim() == 3 else x
     depth, width = weights.shape[-2], weights.shape[-3] * weights.shape[-1]
     out = x.new_empty(*x.shape[:-1], width)
+    assert (x.dtype, x.shape[-1]) == (weights.dtype, depth)  # else memory would be misread
+    assert other is None or (other.dtype, other.shape) == (out.dtype, out.shape)
     if not out.numel():
         return out
     other = None if other is None else other.contiguous()
