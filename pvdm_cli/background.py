@@ -132,8 +132,8 @@ class Errands:
     """Calls that one thread has another one make.
 
     What computes on a CPU brings a team of threads along for every thread that asks it to. Two
-    teams on the same cores wait for each other at every barrier, so that both had better be asked
-    by one thread.
+    teams on the same cores slow each other (`runtime.single_threaded`), so that all of it had
+    better be asked for by one thread.
     """
 
     def __init__(self) -> None:

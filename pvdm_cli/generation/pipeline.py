@@ -14,6 +14,7 @@ from contextlib import nullcontext, suppress
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -185,7 +186,7 @@ class Scribe:
         """Decode, or have it done."""
 
         def decode() -> Tensor:
-            with self._timer("decoding"):
+            with self._timer("decoding"), torch.inference_mode():  # in whichever thread it is
                 return self._model.autoencoder.decode(z)
 
         return self._errands.ask(decode) if self._errands else decode()

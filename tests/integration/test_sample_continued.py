@@ -20,11 +20,14 @@ from tiny import CONFIG, tiny_model
 
 from pvdm_cli import api
 from pvdm_cli.errors import PvdmError
+from pvdm_cli.generation.request import SampleRequest
+from pvdm_cli.generation.run import generate
 from pvdm_cli.latents import Planes
 from pvdm_cli.model import Model, save_model
 from pvdm_cli.models.autoencoder import Autoencoder
 from pvdm_cli.models.denoiser import Denoiser
 from pvdm_cli.progress import Silent
+from pvdm_cli.sampling import Sampling, Steps
 from pvdm_cli.video import read, write
 from pvdm_cli.video.synthetic import write_skies
 
@@ -177,6 +180,16 @@ def test_an_interrupted_run_keeps_what_it_drew_and_goes_on_with_it(
     assert again.continued == (kept[-1] < 13)
     api.sample(model, tmp_path / "b", **run)
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_model_that_is_being_trained_is_drawn_from_like_any_other(tmp_path: Path) -> None:
+    model = tiny_model()
+    assert model.denoiser is not None
+    for network in (model.autoencoder, model.denoiser):
+        network.requires_grad_(True)
+    request = SampleRequest(frames=9, format="npz", sampling=Sampling(steps=Steps(2, 2)))
+    generate(model, tmp_path, request)
+    assert len(frames_of(tmp_path / "video-00000.npz")) == 9
 
 
 @pytest.mark.parametrize("times", [1, 2])
