@@ -45,7 +45,7 @@ FLAGS = [
 ]
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LARGEST_HEAD = 256  # numbers
-ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of one attention, absolute
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of one kernel, absolute
 WHOLE = 32  # channels that go together, of the widest vectors
 Ending = Literal["none", "add", "mul", "gelu"]
 ENDINGS: tuple[Ending, ...] = get_args(Ending)  # in the order of cpu/product.hpp

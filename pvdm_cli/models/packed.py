@@ -1,8 +1,9 @@
-"""Layers whose weights lie as oneDNN's kernels read them; CPU, inference.
+"""Layers whose weights lie as the kernels that multiply them read them; CPU, inference.
 
-torch's own layers bring a convolution's weights into that order in every call, and hand fp32
-products to a library that is slow on some processors. The operators are torch's compiler's and not
-public, so `pack` asks first whether they are there and right, and else leaves the network as it is.
+Those are our own (native.py) or oneDNN's: torch's layers bring a convolution's weights into order
+in every call, and hand fp32 products to a library that is slow on some processors. oneDNN's
+operators are torch's compiler's and not public, so `pack` asks first whether they are there and
+right, and else leaves the network as it is.
 
 Axes: b batch, c channels, H and W of an image.
 """

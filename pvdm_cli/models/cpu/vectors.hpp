@@ -80,8 +80,8 @@ INLINE V exp2(V x) {
 
 // sum[r] += over k of a[r, k] * b[k], for `count` rows of numbers a and rows of two vectors b; each
 // step also asks for the cache line `ahead`, which then moves on.
-template <int count, typename T>
-INLINE void multiply(int64_t depth, const float *a, int64_t a_row, int64_t a_k, const T *b,
+template <int count>
+INLINE void multiply(int64_t depth, const float *a, int64_t a_row, int64_t a_k, const float *b,
                      int64_t b_k, V (&sum)[count][2], const char *ahead = nullptr,
                      int64_t ahead_step = 0) {
     for (int64_t k = 0; k < depth; k++) {
