@@ -47,6 +47,12 @@ def add_mapped(layer: nn.Module, x: Tensor, other: Tensor) -> Tensor:
     return other + layer(x) if join is None else join(x, other, "add")
 
 
+def map_normed(layer: nn.Module, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Return layer(norm(x)), made in one pass if the layer is a packed one that can."""
+    map_normed = getattr(layer, "map_normed", None)
+    return layer(norm(x)) if map_normed is None else map_normed(x, norm)
+
+
 class HeadAttention(nn.Module):
     """What the attentions of all networks share: heads of a size, and a kernel of ours for them."""
 
@@ -158,7 +164,7 @@ class SelfAttention(HeadAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """Let all tokens of [b, n, c] attend to all."""
-        q, k, v = self._heads(self.qkv(self.norm(x)))
+        q, k, v = self._heads(map_normed(self.qkv, x, self.norm))
         return add_mapped(self.out, self.attend(q, k, v), x)
 
     def read_first(self, x: Tensor) -> Tensor:
@@ -166,7 +172,7 @@ class SelfAttention(HeadAttention):
 
         The other tokens' queries are made in vain, 0.5 % of encoding: `qkv` stays one product.
         """
-        q, k, v = self._heads(self.qkv(self.norm(x)))
+        q, k, v = self._heads(map_normed(self.qkv, x, self.norm))
         return add_mapped(self.out, self.attend(q[:, :, :1], k, v), x[:, :1])
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:

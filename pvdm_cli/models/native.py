@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LARGEST_HEAD = 256  # numbers
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of one kernel, absolute
 WHOLE = 32  # channels that go together, of the widest vectors
-Ending = Literal["none", "add", "mul", "gelu"]
+Ending = Literal["none", "add", "mul", "gelu", "geglu"]
 ENDINGS: tuple[Ending, ...] = get_args(Ending)  # in the order of cpu/product.hpp
 
 
@@ -120,6 +120,10 @@ def can_fuse(dtype: torch.dtype) -> bool:
         (attend(q, k, v), F.scaled_dot_product_attention(q.float(), k.float(), v.float())),
         (group_norm(rows, norm.to(dtype), None, silu=False), normed),
         (product(rows, panels(weights)), rows.float() @ weights.float()),
+        (
+            product(rows, panels(weights, halve=dtype != torch.float32)),
+            rows.float() @ weights.float(),
+        ),
     ]
     return all(
         torch.allclose(found.float(), wanted, rtol=0, atol=ROUNDING[dtype])
@@ -214,60 +218,93 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, film: Tensor | None, *, silu: bool
     return out
 
 
-def panel_width() -> int:
-    """Outputs whose weights lie together: two vectors of the processor; divides `WHOLE`."""
-    library = loaded()
-    assert library is not None
-    width: int = library.panel_width()
-    return width
+class Panels(NamedTuple):
+    """A linear map's weights as `product` reads them."""
+
+    weights: Tensor  # [..., out / p, in, p]; of the dtype they had, or fp16
+    scales: Tensor | None  # of fp16: powers of two that the weights of each output lack, [..., out]
+    bias: Tensor | None  # [out], fp32
 
 
-def panels(weights: Tensor) -> Tensor:
-    """Lay weights [..., in, out] as `product` reads them: [..., out / p, in, p].
+def panels(weights: Tensor, bias: Tensor | None = None, *, halve: bool = False) -> Panels:
+    """Lay weights [..., in, out] and a bias [out] as `product` reads them.
 
     Args:
-        weights: out is a multiple of `WHOLE`; p is `panel_width`.
+        weights: out is a multiple of `WHOLE`.
+        bias: None: without.
+        halve: As fp16, if the processor multiplies that faster.
     """
-    return weights.unflatten(-1, (-1, panel_width())).movedim(-2, -3).contiguous()
+    library = loaded()
+    assert library is not None
+    width, scales = library.panel_width(), None
+    if halve and library.has_fast_float16() and weights.shape[-1] % (2 * width) == 0:
+        width *= 2
+        largest = weights.abs().amax(-2).float()
+        scales = torch.ldexp(torch.ones_like(largest), torch.frexp(largest)[1] - 4)
+        weights = (weights / scales[..., None, :]).half()  # below 16, as cpu/product.hpp wants
+    laid = weights.unflatten(-1, (-1, width)).movedim(-2, -3).contiguous()
+    return Panels(laid, scales, None if bias is None else bias.float().clone())
+
+
+def gated(gate: Panels, value: Panels) -> Panels:
+    """Lay two maps of the same shape as `product` reads them for GEGLU: their panels take turns."""
+    width = gate.weights.shape[-1]
+    weights = torch.stack((gate.weights, value.weights), dim=1).flatten(0, 1)
+    numbers = [
+        None
+        if one is None or other is None
+        else torch.stack((one.view(-1, width), other.view(-1, width)), dim=1).flatten()
+        for one, other in ((gate.scales, value.scales), (gate.bias, value.bias))
+    ]
+    return Panels(weights, *numbers)
 
 
 def product(
     x: Tensor,
-    weights: Tensor,
-    bias: Tensor | None = None,
+    panels: Panels,
     ending: Ending = "none",
     other: Tensor | None = None,
+    norm: nn.LayerNorm | None = None,
 ) -> Tensor:
-    """Multiply x [..., in] with weights, summing in fp32; then the bias, and what ends it.
+    """Multiply x [..., in] with weights, summing in fp32; add their bias; then what ends it.
+
+    With weights of fp16 x is multiplied as fp16, and 128 products at a time are summed in that.
 
     Args:
         x: fp32 or bf16. With batched weights [n, rows, in], rows and in without gaps.
-        weights: `panels` of [in, out] or of [n, in, out], of the dtype of x.
-        bias: [out], fp32.
-        ending: add or mul: with `other`. gelu: apply it.
+        panels: Of [in, out] or of [n, in, out], of the dtype of x or fp16.
+        ending: add or mul: with `other`. gelu: apply it. geglu: of weights that are `gated`,
+            multiply values with GELU of their gates.
         other: [..., out], of the dtype of x.
+        norm: Normalise x first, over `in`; of the dtype of x.
 
     Returns:
-        [..., out], of the dtype of x.
+        [..., out], where it is gated half of that, of the dtype of x.
     """
+    weights, scales, bias = panels
     n = 1 if weights.dim() == 3 else weights.shape[0]
     x = x.contiguous() if weights.dim() == 3 else x
     depth, width = weights.shape[-2], weights.shape[-3] * weights.shape[-1]
-    out = x.new_empty(*x.shape[:-1], width)
-    assert (x.dtype, x.shape[-1]) == (weights.dtype, depth)  # else memory would be misread
+    out = x.new_empty(*x.shape[:-1], width // 2 if ending == "geglu" else width)
+    assert x.shape[-1] == depth  # else memory would be misread
+    assert weights.dtype == (x.dtype if scales is None else torch.float16)
     assert other is None or (other.dtype, other.shape) == (out.dtype, out.shape)
     if not out.numel():
         return out
     other = None if other is None else other.contiguous()
-    rows = out.numel() // width // n
+    gain, shift, eps = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+    assert gain is None or (gain.dtype, gain.shape) == (x.dtype, (depth,))
+    rows = out.numel() // out.shape[-1] // n
     step = x.stride(0) if n > 1 else 0
-    sizes = [n, rows, depth, width, step, rows * width]
-    _call("product", x.dtype, sizes, ENDINGS.index(ending), x, weights, bias, other, out)
+    sizes = [n, rows, depth, width, step, rows * out.shape[-1]]
+    name = "product" if scales is None else "product_by_float16"
+    before = ENDINGS.index(ending), ctypes.c_float(eps)
+    _call(name, x.dtype, sizes, *before, x, weights, scales, bias, other, gain, shift, out)
     return out
 
 
 def winograd(
-    images: list[Tensor], m: int, inputs: Tensor, outputs: Tensor, weights: Tensor, bias: Tensor
+    images: list[Tensor], m: int, inputs: Tensor, outputs: Tensor, weights: Panels, bias: Tensor
 ) -> list[Tensor]:
     """Convolve each [b, H, W, c] in tiles of m x m outputs (`winograd.WinogradConv2d`).
 
@@ -276,14 +313,14 @@ def winograd(
         m: 2 or 4; n is m + 2.
         inputs: What evaluates n inputs in a row, [n, n].
         outputs: What interpolates m outputs in a row, [m, n].
-        weights: `panels` of what tiles multiply, [n * n, c, out], fp32.
+        weights: Of what tiles multiply, [n * n, c, out], fp32 or fp16.
         bias: [out], fp32.
 
     Returns:
-        Each [b, H, W, out], of the dtype of the images; all between is in fp32.
+        Each [b, H, W, out], of the dtype of the images; what lies between in memory is fp32.
     """
     counts = [len(x) * -(-x.shape[1] // m) * -(-x.shape[2] // m) for x in images]
-    values = weights.new_empty(len(weights), sum(counts), weights.shape[-2])
+    values = inputs.new_empty((m + 2) ** 2, sum(counts), weights.weights.shape[-2])
     places = [sum(counts[:i]) for i in range(len(counts))]
     for x, place in zip(images, places, strict=True):
         sizes = [*x.shape, values.stride(0), m]

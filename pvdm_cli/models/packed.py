@@ -51,20 +51,19 @@ class PanelLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.panels = native.panels(linear.weight.detach().t())
-        self.bias = None if linear.bias is None else linear.bias.detach().float().clone()
+        self.panels = _panels(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
-        return native.product(x, self.panels, self.bias)
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """Apply GELU to what `forward` gives, in the same pass."""
-        return native.product(x, self.panels, self.bias, "gelu")
+        return native.product(x, self.panels)
 
     def join(self, x: Tensor, other: Tensor, how: Literal["add", "mul"]) -> Tensor:
         """Add or multiply what `forward` gives and something of its shape, in the same pass."""
-        return native.product(x, self.panels, self.bias, how, other)
+        return native.product(x, self.panels, how, other)
+
+    def map_normed(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Normalise before what `forward` does, in the same pass."""
+        return native.product(x, self.panels, norm=norm)
 
 
 def pack_linear(linear: nn.Linear) -> PackedLinear | PanelLinear:
@@ -79,10 +78,10 @@ class PackedFeedForward(nn.Module):
 
     def __init__(self, plain: FeedForward) -> None:
         super().__init__()
-        self.norm, self.down = plain.norm, pack_linear(plain.down)
+        self.norm, self.down = plain.norm, PackedLinear(plain.down)
         hidden = plain.down.in_features
-        self.value = pack_linear(_rows(plain.up, 0, hidden)) if plain.gated else None
-        self.gate = pack_linear(_rows(plain.up, hidden if plain.gated else 0, hidden))
+        self.value = PackedLinear(_rows(plain.up, 0, hidden)) if plain.gated else None
+        self.gate = PackedLinear(_rows(plain.up, hidden if plain.gated else 0, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., width] to the same shape."""
@@ -91,6 +90,33 @@ class PackedFeedForward(nn.Module):
         if self.value is not None:
             hidden = self.value.join(normed, hidden, "mul")
         return self.down.join(hidden, x, "add")
+
+
+class PanelFeedForward(nn.Module):
+    """FeedForward of two products of our own kernel, which make all else in their passes."""
+
+    def __init__(self, plain: FeedForward) -> None:
+        super().__init__()
+        self.gated, self.norm, self.down = plain.gated, plain.norm, _panels(plain.down)
+        if plain.gated:
+            hidden = plain.down.in_features
+            value, gate = (_panels(_rows(plain.up, first, hidden)) for first in (0, hidden))
+            self.up = native.gated(gate, value)
+        else:
+            self.up = _panels(plain.up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., width] to the same shape."""
+        hidden = native.product(x, self.up, "geglu" if self.gated else "gelu", norm=self.norm)
+        return native.product(hidden, self.down, "add", x)
+
+
+def pack_feed_forward(plain: FeedForward) -> PackedFeedForward | PanelFeedForward:
+    """Pack a feed-forward for whichever kernel is the faster one."""
+    sizes = plain.down.in_features, plain.down.out_features
+    whole = all(size % native.WHOLE == 0 for size in sizes)
+    fast = whole and native.can_multiply(plain.down.weight.dtype)
+    return PanelFeedForward(plain) if fast else PackedFeedForward(plain)
 
 
 class PackedConv2d(nn.Module):
@@ -187,6 +213,13 @@ def pack_conv(conv: nn.Conv2d) -> PackedConv2d | SizedConv2d:
     return SizedConv2d(conv) if simple and exact and min(channels) >= 64 else PackedConv2d(conv)
 
 
+def _panels(linear: nn.Linear) -> native.Panels:
+    """Lay a linear map's weights as our own kernel reads them, as fp16 if they are less than fp32."""
+    bias = None if linear.bias is None else linear.bias.detach()
+    halve = linear.weight.dtype != torch.float32
+    return native.panels(linear.weight.detach().t(), bias, halve=halve)
+
+
 def _copied(bias: Tensor | None) -> Tensor | None:
     """Copy a bias to memory of its own: the operators read a view with gaps as if it had none."""
     return None if bias is None else bias.detach().clone(memory_format=torch.contiguous_format)
@@ -200,7 +233,7 @@ def _rows(linear: nn.Linear, first: int, count: int) -> nn.Linear:
 
 
 PACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
-    FeedForward: PackedFeedForward,
+    FeedForward: pack_feed_forward,
     nn.Linear: pack_linear,
     nn.Conv2d: pack_conv,
 }

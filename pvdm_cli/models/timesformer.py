@@ -17,6 +17,7 @@ from pvdm_cli.models.layers import (
     HeadAttention,
     add_mapped,
     attention,
+    map_normed,
     rotate_pairs,
     run,
 )
@@ -75,7 +76,8 @@ class AxisAttention(HeadAttention):
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Attend over frames (for each patch) or over patches (for each frame)."""
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_dim))
+        qkv = map_normed(self.qkv, x, self.norm)
+        qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
         # [b, s, p, m, d] -> [b, p or s, m, s or p, d], and back
         order, back = (
             ((0, 2, 3, 1, 4), (0, 3, 1, 2, 4)) if self.over_frames else ((0, 1, 3, 2, 4),) * 2

@@ -37,26 +37,29 @@ class WinogradConv2d(nn.Module):
         weights, inputs, outputs = (torch.kron(side, side) for side in in_a_row)
         plain = conv.weight.detach().permute(2, 3, 1, 0).flatten(0, 1)  # [3 * 3, in, out]
         _, c, width = plain.shape
-        whole = c % native.WHOLE == width % native.WHOLE == 0
-        self.kernels = whole and native.can_fuse(conv.weight.dtype)
-        panel = native.panel_width() if self.kernels else width
-        self.weights = torch.empty(self.n**2, width // panel, c, panel)
+        tiles = torch.empty(self.n**2, c, width)
         for first in range(0, c, SOME):  # in float64, but never all of them
             some = plain[:, first : first + SOME]
-            product = weights @ some.double().flatten(1)
-            panels = product.view(self.n**2, -1, width // panel, panel).transpose(1, 2)
-            self.weights[:, :, first : first + SOME] = panels
+            tiles[:, first : first + SOME] = (weights @ some.double().flatten(1)).unflatten(
+                1, (-1, width)
+            )
+        whole = c % native.WHOLE == width % native.WHOLE == 0
+        kernels = whole and native.can_fuse(conv.weight.dtype)
+        self.weights: Tensor | native.Panels = tiles
+        if kernels:
+            # Large tiles are left in fp32: fp16 would double the error of a U-Net.
+            self.weights = native.panels(tiles, halve=conv.weight.dtype != torch.float32 and m == 2)
         self.inputs, self.outputs = inputs.float(), outputs.float()
         self.bias = conv.bias.detach().float().clone()
 
     def convolve(self, images: list[Tensor]) -> list[Tensor]:
         """Convolve each [b, H, W, c]; the weights are read once for all."""
-        if self.kernels:
+        if isinstance(self.weights, native.Panels):
             sides = self.row_inputs, self.row_outputs
             return native.winograd(images, self.m, *sides, self.weights, self.bias)
         n = self.n
         values = [self._tiles(each) for each in images]
-        products = torch.bmm(torch.cat(values, dim=1), self.weights[:, 0])
+        products = torch.bmm(torch.cat(values, dim=1), self.weights)
         products[ONE * n + ONE] += self.bias
         found = products.split([each.shape[1] for each in values], dim=1)
         return [self._join(*each) for each in zip(found, images, strict=True)]

@@ -6,9 +6,9 @@
 #include <cmath>
 #include <vector>
 
-#include "vectors.hpp"
+#include "halves.hpp"
 
-constexpr int VECTORS = 4, QUERIES = VECTORS * LANES, KEYS = 5 * TILE;
+constexpr int QUERIES = 4 * LANES, KEYS = 8 * TILE;  // at once
 constexpr int64_t MOST = 256;  // numbers of a head
 
 // Call f with as many rows at once as there are left: f(first row, a constant, their count).
@@ -21,35 +21,44 @@ INLINE void in_tiles(int64_t rows, F f) {
 }
 
 // Scores [keys][QUERIES] of keys [keys][d] for queries [d][QUERIES], and their maxima so far.
-INLINE void score(int keys, int d, int width, const float *q, const float *k, float *scores,
-                  V *top) {
+template <typename N>
+INLINE void score(int keys, int d, int width, const N *q, const typename Of<N>::Single *k,
+                  N *scores, typename Of<N>::Vector *top) {
+    typedef typename Of<N>::Vector Vector;
+    constexpr int lanes = BYTES / sizeof(N);
     in_tiles(keys, [&](int64_t j, auto count) {
-        for (int i = 0; i < width; i += 2 * LANES) {
-            V sum[count][2] = {}, *most = top + i / LANES;
-            multiply(d, k + j * d, d, 1, q + i, QUERIES, sum);
-            float *out = scores + j * QUERIES + i;
+        for (int i = 0; i < width; i += 2 * lanes) {
+            Vector sum[count][2] = {}, *most = top + i / lanes;
+            multiply<N>(d, k + j * d, d, 1, q + i, QUERIES, sum);
+            N *out = scores + j * QUERIES + i;
 #pragma GCC unroll 16
             for (int r = 0; r < count; r++) {
                 most[0] = larger(most[0], sum[r][0]);
                 most[1] = larger(most[1], sum[r][1]);
-                *(V *)(out + r * QUERIES) = sum[r][0];
-                *(V *)(out + r * QUERIES + LANES) = sum[r][1];
+                *(Vector *)(out + r * QUERIES) = sum[r][0];
+                *(Vector *)(out + r * QUERIES + lanes) = sum[r][1];
             }
         }
     });
 }
 
-// Add values [keys][d], weighted by [keys][QUERIES], to [d][QUERIES].
-INLINE void mix(int keys, int d, int width, const float *weights, const float *v, float *mixed) {
+// Add values [keys][d], weighted by [keys][QUERIES], to what is kept of [d][QUERIES], or begin it.
+template <typename N>
+INLINE void mix(int keys, int d, int width, const N *weights, const typename Of<N>::Single *v,
+                const V *kept, float *mixed) {
+    constexpr int lanes = BYTES / sizeof(N), wide = 2 * lanes / LANES;
     for (int c = 0; c < d; c += 8)
-        for (int i = 0; i < width; i += 2 * LANES) {
-            V sum[8][2] = {};
-            multiply(keys, v + c, 1, d, weights + i, QUERIES, sum);
-            float *out = mixed + c * QUERIES + i;
+        for (int i = 0; i < width; i += 2 * lanes) {
+            typename Of<N>::Vector sum[8][2] = {};
+            multiply<N>(keys, v + c, 1, d, weights + i, QUERIES, sum);
 #pragma GCC unroll 8
             for (int r = 0; r < 8; r++) {
-                *(V *)(out + r * QUERIES) += sum[r][0];
-                *(V *)(out + r * QUERIES + LANES) += sum[r][1];
+                V found[wide], *out = (V *)(mixed + (c + r) * QUERIES + i);
+                widen(sum[r][0], found);
+                widen(sum[r][1], found + wide / 2);
+#pragma GCC unroll 4
+                for (int w = 0; w < wide; w++)
+                    out[w] = kept == nullptr ? found[w] : out[w] * kept[i / LANES + w] + found[w];
             }
         }
 }
@@ -79,48 +88,96 @@ struct Rows {
     T *operator[](int64_t i) const { return data + i * step; }
 };
 
-// Attend for `here` queries from `first` on over n keys and values [n][d]; softmax online, a block
-// of keys at a time (Milakov and Gimelshein 2018). D: numbers of a head where the compiler is to
-// know it, else 0.
-template <int D, typename T>
-INLINE void attend_block(int head, int64_t first, int here, int64_t n, Rows<const T> q,
-                         const float *keys, const float *values, Rows<T> out, const float *cos,
-                         const float *sin) {
-    constexpr int SPACE = D ? D : MOST;
-    const int d = D ? D : head, width = (here + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
-    alignas(64) float queries[SPACE * QUERIES], mixed[SPACE * QUERIES], scores[KEYS * QUERIES];
-    const float scale = 1.4426950408889634f / std::sqrt(static_cast<float>(d));
-    for (int i = 0; i < width; i++) {
-        float row[SPACE] = {};
-        if (i < here) take(d, q[first + i], cos, sin, first + i, row);
-        for (int c = 0; c < d; c++) queries[c * QUERIES + i] = scale * row[c];
-    }
-    V top[VECTORS], sum[VECTORS];
-    for (int i = 0; i < VECTORS; i++) top[i] = all(-3e38f), sum[i] = V{};
-    memset(mixed, 0, sizeof(float) * d * QUERIES);
+// Weighted sums [d][QUERIES] of n values [n][d], and the sums [QUERIES] of their weights, for queries
+// [d][QUERIES]; softmax online, a block of keys at a time (Milakov and Gimelshein 2018).
+template <typename N, typename T>
+INLINE void attend_to_all(int d, int width, int64_t n, const N *queries,
+                          const typename Of<N>::Single *keys,
+                          const typename Of<N>::Single *values, float *mixed, V *total) {
+    typedef typename Of<N>::Vector Vector;
+    constexpr int lanes = BYTES / sizeof(N), wide = lanes / LANES;
+    alignas(BYTES) N scores[KEYS * QUERIES];
+    Vector top[QUERIES / lanes];
+    for (Vector &each : top) each = Vector{} - (N)(std::is_same_v<N, float> ? 3e38f : 6e4f);
+    for (int i = 0; i < QUERIES / LANES; i++) total[i] = V{};
     for (int64_t begin = 0; begin < n; begin += KEYS) {
         const int count = n - begin < KEYS ? n - begin : KEYS;
-        V before[VECTORS];
+        Vector before[QUERIES / lanes];
+        V kept[QUERIES / LANES];
         memcpy(before, top, sizeof top);
         score(count, d, width, queries, keys + begin * d, scores, top);
-        for (int i = 0; i < width / LANES; i++) {
-            const V most = top[i], kept = exp2(before[i] - most);
-            V total = sum[i] * kept;
-            for (int c = 0; c < d; c++) *(V *)(mixed + c * QUERIES + i * LANES) *= kept;
+        for (int i = 0; i < width / lanes; i++) {
+            const Vector most = top[i];
+            Vector sum = Vector{};
 #pragma GCC unroll 4
             for (int j = 0; j < count; j++) {
-                V *at = (V *)(scores + j * QUERIES + i * LANES);
+                Vector *at = (Vector *)(scores + j * QUERIES + i * lanes);
                 *at = exp2<T>(*at - most);
-                total += *at;
+                sum += *at;
             }
-            sum[i] = total;
+            V sums[wide];
+            widen(sum, sums);
+            widen(exp2<T>(before[i] - most), kept + i * wide);
+            for (int w = 0; w < wide; w++) {
+                V &so_far = total[i * wide + w];
+                so_far = so_far * kept[i * wide + w] + sums[w];
+            }
         }
-        mix(count, d, width, scores, values + begin * d, mixed);
+        mix(count, d, width, scores, values + begin * d, begin ? kept : nullptr, mixed);
     }
-    for (int i = 0; i < width / LANES; i++)
-        for (int c = 0; c < d; c++) *(V *)(mixed + c * QUERIES + i * LANES) /= sum[i];
+}
+
+// Keys and values [n][d] of a head, side by side; as FP16 too, or null, values there times `factor`.
+struct Sides {
+    const float *keys, *values;
+    const Twice *short_keys, *short_values;
+    float largest_key, factor;
+};
+
+// Attend for `here` queries from `first` on. D: numbers of a head where the compiler is to know it,
+// else 0.
+template <int D, typename T>
+INLINE void attend_block(int head, int64_t first, int here, int64_t n, Rows<const T> q,
+                         const Sides sides, Rows<T> out, const float *cos, const float *sin) {
+    constexpr int SPACE = D ? D : MOST;
+    const int d = D ? D : head, few = 2 * LANES;
+    const int width = here <= few && sides.short_keys == nullptr ? few : QUERIES;
+    alignas(BYTES) float queries[SPACE * QUERIES], mixed[SPACE * QUERIES];
+    const float scale = 1.4426950408889634f / std::sqrt(static_cast<float>(d));
+    if (here < width) memset(queries, 0, sizeof(float) * d * QUERIES);
+    for (int i = 0; i < here; i++) {
+        float row[SPACE];
+        take(d, q[first + i], cos, sin, first + i, row);
+        for (int c = 0; c < d; c++) queries[c * QUERIES + i] = scale * row[c];
+    }
+    V total[QUERIES / LANES];
+    float factor = 1;
+    bool halves = false;
+#if HALVES
+    // Scores that FP16 may not be able to hold are left to float.
+    if (sides.short_keys != nullptr)
+        halves = largest(queries, d * QUERIES) * sides.largest_key * d < 3e4f;
+    if (halves) {
+        alignas(BYTES) FP16 shorter[SPACE * QUERIES];
+        for (int i = 0; i < d * QUERIES; i += LANES)
+            write_vector(shorter + i, read_vector(queries + i));
+        attend_to_all<FP16, T>(d, width, n, shorter, sides.short_keys, sides.short_values, mixed,
+                               total);
+        factor = sides.factor;
+    }
+#endif
+    if (!halves)
+        attend_to_all<float, T>(d, width, n, queries, sides.keys, sides.values, mixed, total);
+    float *rows = queries;  // which are not needed any more
     for (int i = 0; i < here; i++)
-        for (int c = 0; c < d; c++) write(out[first + i] + c, mixed[c * QUERIES + i]);
+        for (int c = 0; c < d; c++) rows[i * d + c] = mixed[c * QUERIES + i];
+    for (int i = 0; i < here; i++) {
+        const float part = 1 / (((const float *)total)[i] * factor), *row = rows + i * d;
+        T *to = out[first + i];
+        int c = 0;
+        for (; c + LANES <= d; c += LANES) write_vector(to + c, read_vector(row + c) * part);
+        for (; c < d; c++) write(to + c, row[c] * part);
+    }
 }
 
 // Attend for the queries from `first` to before `last`, once keys and values are side by side.
@@ -129,15 +186,31 @@ void attend_some(int head, int64_t first, int64_t last, int64_t n, Rows<const T>
                  Rows<const T> v, Rows<T> out, const float *cos, const float *sin) {
     static thread_local std::vector<float> space;
     const int d = D ? D : head;
-    if (space.size() < static_cast<size_t>(2 * n * d)) space.resize(2 * n * d);
-    float *keys = space.data(), *values = keys + n * d;
+    const int64_t size = n * d;
+    if (space.size() < static_cast<size_t>(2 * size)) space.resize(2 * size);
+    float *keys = space.data(), *values = keys + size;
     for (int64_t j = 0; j < n; j++) {
         take(d, k[j], cos, sin, j, keys + j * d);
         take<T>(d, v[j], nullptr, nullptr, j, values + j * d);
     }
+    Sides sides = {keys, values, nullptr, nullptr, 0, 1};
+#if HALVES
+    if (!std::is_same_v<T, float> && n >= QUERIES) {
+        static thread_local std::vector<Twice> short_space;
+        const int64_t room = (size + LANES - 1) / LANES * LANES;
+        if (short_space.size() < static_cast<size_t>(2 * room)) short_space.resize(2 * room);
+        Twice *short_keys = short_space.data(), *short_values = short_keys + room;
+        const float factor = below_16(largest(values, size));
+        for (int64_t i = 0; i < size; i += LANES) {
+            write_vector(short_keys + i, read_some(keys + i, size - i));
+            write_vector(short_values + i, read_some(values + i, size - i) * factor);
+        }
+        sides = {keys, values, short_keys, short_values, largest(keys, size), factor};
+    }
+#endif
     for (; first < last; first += QUERIES)
         attend_block<D>(d, first, static_cast<int>(last - first < QUERIES ? last - first : QUERIES),
-                        n, q, keys, values, out, cos, sin);
+                        n, q, sides, out, cos, sin);
 }
 
 // A tensor [a, b, m, rows, d] by its first four strides.

@@ -16,8 +16,9 @@ static int fast_bfloat16() { return 0; }
 #endif
 
 extern "C" {
-int panel_width() { return PANEL; }
+int panel_width() { return PANEL<float>; }
 int has_fast_bfloat16() { return fast_bfloat16(); }
+int has_fast_float16() { return HALVES; }
 
 #define FOR(T, NAME)                                                                               \
     void attend_##NAME(int threads, const int64_t *sizes, const int64_t *strides, const T *q,      \
@@ -28,10 +29,6 @@ int has_fast_bfloat16() { return fast_bfloat16(); }
                            const T *weight, const T *bias, const T *film, int silu) {              \
         group_norm(threads, sizes[0], sizes[1], sizes[2], sizes[3], eps, x, out, weight, bias,     \
                    film, sizes[4], sizes[5], silu);                                                \
-    }                                                                                              \
-    void product_##NAME(int threads, const int64_t *sizes, int ending, const T *a,                 \
-                        const T *weights, const float *bias, const T *other, T *out) {             \
-        product(threads, sizes, ending, a, weights, bias, other, out);                             \
     }                                                                                              \
     void tiles_of_images_##NAME(int threads, const int64_t *sizes, const T *x,                     \
                                 const float *matrix, float *values) {                              \
@@ -46,4 +43,18 @@ int has_fast_bfloat16() { return fast_bfloat16(); }
     }
 FOR(float, float32)
 FOR(BF16, bfloat16)
+
+#define MULTIPLY(T, U, NAME)                                                                       \
+    void product_##NAME(int threads, const int64_t *sizes, int ending, float eps, const T *a,      \
+                        const U *weights, const float *scales, const float *bias, const T *other,  \
+                        const T *gain, const T *shift, T *out) {                                   \
+        product<T, U>(threads, sizes, ending, a, weights, scales, bias, other, {gain, shift, eps}, \
+                      out);                                                                        \
+    }
+MULTIPLY(float, float, float32)
+MULTIPLY(BF16, BF16, bfloat16)
+#if HALVES
+MULTIPLY(float, FP16, by_float16_float32)
+MULTIPLY(BF16, FP16, by_float16_bfloat16)
+#endif
 }

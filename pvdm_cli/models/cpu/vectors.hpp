@@ -6,6 +6,10 @@
 #include <initializer_list>
 #include <type_traits>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 // Bytes of a vector; keys of attention at once, rows of a product at once, as registers allow.
 #if defined(__AVX512F__)
 constexpr int BYTES = 64, TILE = 12, ROWS = 14;
@@ -49,11 +53,31 @@ INLINE V read_vector(const BF16 *at) {
     return (V)(__builtin_convertvector(bits, I) << 16);
 }
 INLINE void write_vector(float *at, V value) { *(Loose *)at = value; }
+#if defined(__AVX512BF16__)
+INLINE void write_vector(BF16 *at, V value) {
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)value);
+    memcpy(at, &rounded, sizeof rounded);
+}
+#else
 INLINE void write_vector(BF16 *at, V value) {
     typedef uint32_t U __attribute__((vector_size(BYTES)));
     const U bits = value != value ? (U)(I{} + 0x7fc00000) : (U)value;
     const Halves rounded = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, Halves);
     memcpy(at, &rounded, sizeof rounded);
+}
+#endif
+// Some of a vector, and after them `rest`.
+template <typename T>
+INLINE V read_some(const T *at, int64_t count, float rest = 0) {
+    if (count >= LANES) return read_vector(at);
+    V some = all(rest);
+    for (int i = 0; i < count; i++) some[i] = read(at + i);
+    return some;
+}
+INLINE float total(V numbers) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += numbers[i];
+    return sum;
 }
 INLINE V larger(V a, V b) { return a > b ? a : b; }
 INLINE V smaller(V a, V b) { return a < b ? a : b; }
@@ -62,7 +86,7 @@ INLINE V smaller(V a, V b) { return a < b ? a : b; }
 // where results are rounded to BF16, which errs by up to 4e-3.
 template <typename T = float>
 INLINE V exp2(V x) {
-    x = larger(all(-126), x);  // in this order NaN stays
+    x = larger(all(-64), x);  // so that what it multiplies stays normal; in this order NaN stays
     const V shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds, and holds the integer in its low bits
     const V r = x - (shifted - 12582912.0f);
     V p;
@@ -78,20 +102,15 @@ INLINE V exp2(V x) {
     return (V)((I)p + ((I)shifted << 23));
 }
 
-// sum[r] += over k of a[r, k] * b[k], for `count` rows of numbers a and rows of two vectors b; each
-// step also asks for the cache line `ahead`, which then moves on.
-template <int count>
-INLINE void multiply(int64_t depth, const float *a, int64_t a_row, int64_t a_k, const float *b,
-                     int64_t b_k, V (&sum)[count][2], const char *ahead = nullptr,
-                     int64_t ahead_step = 0) {
-    for (int64_t k = 0; k < depth; k++) {
-        const V left = read_vector(b + k * b_k), right = read_vector(b + k * b_k + LANES);
-        if (ahead != nullptr) __builtin_prefetch(ahead + k * ahead_step, 0, 2);
-#pragma GCC unroll 16
-        for (int r = 0; r < count; r++) {
-            const V number = all(a[r * a_row + k * a_k]);
-            sum[r][0] += left * number;
-            sum[r][1] += right * number;
-        }
+// The largest size of `count` numbers.
+template <typename T>
+INLINE float largest(const T *numbers, int64_t count) {
+    V most = V{};
+    for (int64_t i = 0; i < count; i += LANES) {
+        const V value = read_some(numbers + i, count - i);
+        most = larger(most, larger(value, -value));
     }
+    float found = 0;
+    for (int i = 0; i < LANES; i++) found = most[i] > found ? most[i] : found;
+    return found;
 }
