@@ -6,7 +6,7 @@
 #include <initializer_list>
 #include <type_traits>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -79,8 +79,13 @@ INLINE float total(V numbers) {
     for (int i = 0; i < LANES; i++) sum += numbers[i];
     return sum;
 }
+#if defined(__AVX512F__)
+INLINE V larger(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE V smaller(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 INLINE V larger(V a, V b) { return a > b ? a : b; }
 INLINE V smaller(V a, V b) { return a < b ? a : b; }
+#endif
 
 // 2^x for x up to 126: 2^round(x) as an exponent, times a polynomial. Relative error 1e-7, or 8e-5
 // where results are rounded to BF16, which errs by up to 4e-3.
