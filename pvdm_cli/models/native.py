@@ -246,6 +246,13 @@ def panels(weights: Tensor, bias: Tensor | None = None, *, halve: bool = False) 
     return Panels(laid, scales, None if bias is None else bias.float().clone())
 
 
+def joined(parts: list[Panels]) -> Panels:
+    """Join maps from the same numbers to more: outputs side by side; biases are not joined."""
+    scales = [part.scales for part in parts if part.scales is not None]
+    weights = torch.cat([part.weights for part in parts], dim=-3)
+    return Panels(weights, torch.cat(scales, dim=-1) if scales else None, None)
+
+
 def gated(gate: Panels, value: Panels) -> Panels:
     """Lay two maps of the same shape as `product` reads them for GEGLU: their panels take turns."""
     width = gate.weights.shape[-1]

@@ -16,7 +16,7 @@ from pvdm_cli.models import native
 
 # Of small numbers, so that rounding stays small: (0, 1, -1, 2, -2) errs half as much again.
 POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 0.5, -2)}
-SOME = 32  # channels whose weights are brought into tiles at once
+SOME = 2 * native.WHOLE  # outputs whose weights are brought into tiles at once
 ONE = 1  # the place of the point 1, where a constant image has its value in all outputs
 
 
@@ -24,8 +24,8 @@ class WinogradConv2d(nn.Module):
     """nn.Conv2d of 3 x 3 with padding 1 and a bias; for inference.
 
     2.25 (m = 2) or 4 (m = 4) times fewer products, of weights that are 1.8 or 4 times as large.
-    Tiles, their weights and products are fp32, whatever the images are: in bf16 their rounding
-    would be too much.
+    Tiles and their products lie in memory as fp32, whatever the images are: in bf16 their rounding
+    would be too much. So do large tiles' weights; small ones' may be fp16.
     """
 
     def __init__(self, conv: nn.Conv2d, m: int) -> None:
@@ -35,20 +35,17 @@ class WinogradConv2d(nn.Module):
         in_a_row = transforms(POINTS[m])
         _, self.row_inputs, self.row_outputs = (side.float() for side in in_a_row)
         weights, inputs, outputs = (torch.kron(side, side) for side in in_a_row)
-        plain = conv.weight.detach().permute(2, 3, 1, 0).flatten(0, 1)  # [3 * 3, in, out]
-        _, c, width = plain.shape
-        tiles = torch.empty(self.n**2, c, width)
-        for first in range(0, c, SOME):  # in float64, but never all of them
-            some = plain[:, first : first + SOME]
-            tiles[:, first : first + SOME] = (weights @ some.double().flatten(1)).unflatten(
-                1, (-1, width)
-            )
+        width, c = conv.weight.shape[:2]
         whole = c % native.WHOLE == width % native.WHOLE == 0
         kernels = whole and native.can_fuse(conv.weight.dtype)
-        self.weights: Tensor | native.Panels = tiles
+        # Large tiles are left in fp32: fp16 would double the error of a U-Net.
+        halve = conv.weight.dtype != torch.float32 and m == 2 and width % SOME == 0
+        parts = (_evaluated(weights, some) for some in conv.weight.detach().split(SOME))
+        self.weights: Tensor | native.Panels
         if kernels:
-            # Large tiles are left in fp32: fp16 would double the error of a U-Net.
-            self.weights = native.panels(tiles, halve=conv.weight.dtype != torch.float32 and m == 2)
+            self.weights = native.joined([native.panels(each, halve=halve) for each in parts])
+        else:
+            self.weights = torch.cat(list(parts), dim=-1)
         self.inputs, self.outputs = inputs.float(), outputs.float()
         self.bias = conv.bias.detach().float().clone()
 
@@ -81,6 +78,12 @@ class WinogradConv2d(nn.Module):
         out = (self.outputs @ products.flatten(1)).view(m, m, b, rows, columns, -1)
         out = out.permute(2, 3, 0, 4, 1, 5).reshape(b, rows * m, columns * m, -1)
         return out[:, :height, :width]
+
+
+def _evaluated(side: Tensor, weights: Tensor) -> Tensor:
+    """Bring weights [some, c, 3, 3] into tiles [n * n, c, some], by [n * n, 3 * 3] in float64."""
+    plain = weights.permute(2, 3, 1, 0).flatten(0, 1).double()
+    return (side @ plain.flatten(1)).float().unflatten(1, plain.shape[1:])
 
 
 def transforms(points: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
