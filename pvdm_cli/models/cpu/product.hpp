@@ -77,25 +77,34 @@ INLINE Taken<N> take_rows(const T *rows, int64_t count, int64_t top, int64_t dep
     if constexpr (std::is_same_v<N, T>)
         if (norm.gain == nullptr) return {rows + top, step, nullptr};
     const int64_t wide = (depth + LANES - 1) / LANES * LANES;
-    auto *to = room(space.numbers, count * wide);
-    float *scales = room(space.scales, count), *row = room(space.row, wide);
-    for (int64_t r = 0; r < count; r++, to += wide) {
+    auto *const numbers = room(space.numbers, count * wide);
+    float *const scales = room(space.scales, count), *const row = room(space.row, wide);
+    for (int64_t r = 0; r < count; r++) {
+        auto *const to = numbers + r * wide;
+        const T *const from = rows + r * step + top;
+        const bool normed = norm.gain != nullptr;
+        const float mean = normed ? space.means[r] : 0, gain = normed ? space.gains[r] : 1;
+        V most = V{};
         for (int64_t k = 0; k < depth; k += LANES) {
-            V value = read_some(rows + r * step + top + k, depth - k);
-            if (norm.gain != nullptr)
-                value = (value - space.means[r]) * space.gains[r] *
-                            read_some(norm.gain + top + k, depth - k) +
+            V value = read_some(from + k, depth - k);
+            if (normed)
+                value = (value - mean) * gain * read_some(norm.gain + top + k, depth - k) +
                         read_some(norm.shift + top + k, depth - k);
-            write_vector(std::is_same_v<N, float> ? (float *)to + k : row + k, value);
+            if constexpr (std::is_same_v<N, float>) {
+                write_vector(to + k, value);
+            } else {
+                write_vector(row + k, value);
+                most = larger(most, larger(value, -value));
+            }
         }
         if constexpr (!std::is_same_v<N, float>) {
-            const float factor = below_16(largest(row, depth));
+            const float factor = below_16(largest(most));
             for (int64_t k = 0; k < depth; k += LANES)
                 write_vector(to + k, read_vector(row + k) * factor);
             scales[r] = 1 / factor;
         }
     }
-    return {space.numbers.data(), wide, scales};
+    return {numbers, wide, scales};
 }
 
 // Products of some rows with one panel, which begin their sums [count][PANEL] or are added to them.

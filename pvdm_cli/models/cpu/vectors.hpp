@@ -74,11 +74,6 @@ INLINE V read_some(const T *at, int64_t count, float rest = 0) {
     for (int i = 0; i < count; i++) some[i] = read(at + i);
     return some;
 }
-INLINE float total(V numbers) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += numbers[i];
-    return sum;
-}
 #if defined(__AVX512F__)
 INLINE V larger(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE V smaller(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
@@ -107,6 +102,18 @@ INLINE V exp2(V x) {
     return (V)((I)p + ((I)shifted << 23));
 }
 
+// The sum, and the largest, of a vector's numbers.
+INLINE float total(V numbers) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) numbers[i] += numbers[i + half];
+    return numbers[0];
+}
+INLINE float largest(V numbers) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            numbers[i] = numbers[i + half] > numbers[i] ? numbers[i + half] : numbers[i];
+    return numbers[0];
+}
 // The largest size of `count` numbers.
 template <typename T>
 INLINE float largest(const T *numbers, int64_t count) {
@@ -115,7 +122,5 @@ INLINE float largest(const T *numbers, int64_t count) {
         const V value = read_some(numbers + i, count - i);
         most = larger(most, larger(value, -value));
     }
-    float found = 0;
-    for (int i = 0; i < LANES; i++) found = most[i] > found ? most[i] : found;
-    return found;
+    return largest(most);
 }
