@@ -45,66 +45,80 @@ struct Taken {
 template <typename N>
 struct Space {
     std::vector<typename Of<N>::Single> numbers;
-    std::vector<float> scales, row, means, gains;
+    std::vector<float> scales, row, gain, shift;
 };
 template <typename T>
 INLINE T *room(std::vector<T> &space, int64_t count) {
     if (space.size() < static_cast<size_t>(count)) space.resize(count);
     return space.data();
 }
-
-// Mean of each row, and the inverse of its deviation.
-template <typename T, typename N>
-INLINE void measure(const T *rows, int64_t count, int64_t depth, float eps, Space<N> &space) {
-    float *means = room(space.means, count), *gains = room(space.gains, count);
-    for (int64_t r = 0; r < count; r++) {
-        const T *row = rows + r * depth;
-        V sum = V{}, squares = V{};
-        for (int64_t k = 0; k < depth; k += LANES) sum += read_some(row + k, depth - k);
-        const float mean = total(sum) / depth;
-        for (int64_t k = 0; k < depth; k += LANES) {
-            const V off = read_some(row + k, depth - k, mean) - mean;
-            squares += off * off;
-        }
-        means[r] = mean, gains[r] = 1 / std::sqrt(total(squares) / depth + eps);
-    }
+template <typename T>
+INLINE float *copied(const T *numbers, int64_t count, float factor, std::vector<float> &space) {
+    float *to = room(space, count + LANES);
+    for (int64_t i = 0; i < count; i++) to[i] = factor * read(numbers + i);
+    return to;
 }
 
-// Numbers `top` and after of rows `step` apart, `depth` of each.
+// Read a row as float; its mean, and the inverse of its deviation.
+template <typename T>
+INLINE float normalised(const T *from, int64_t depth, float eps, float *row, float &mean) {
+    V sum = V{}, squares = V{};
+    for (int64_t k = 0; k < depth; k += LANES) {
+        const V value = read_some(from + k, depth - k);
+        write_vector(row + k, value);
+        sum += value;
+    }
+    mean = total(sum) / depth;
+    for (int64_t k = 0; k < depth; k += LANES) {
+        const V off = read_some(row + k, depth - k, mean) - mean;
+        squares += off * off;
+    }
+    return 1 / std::sqrt(total(squares) / depth + eps);
+}
+
+// Of rows of `step` numbers those from `top` on, `depth` of each.
 template <typename N, typename T>
 INLINE Taken<N> take_rows(const T *rows, int64_t count, int64_t top, int64_t depth, int64_t step,
                           const LayerNorm<T> norm, Space<N> &space) {
+    constexpr bool halves = !std::is_same_v<N, float>;
     if constexpr (std::is_same_v<N, T>)
         if (norm.gain == nullptr) return {rows + top, step, nullptr};
     const int64_t wide = (depth + LANES - 1) / LANES * LANES;
-    auto *const numbers = room(space.numbers, count * wide);
-    float *const scales = room(space.scales, count), *const row = room(space.row, wide);
-    for (int64_t r = 0; r < count; r++) {
-        auto *const to = numbers + r * wide;
-        const T *const from = rows + r * step + top;
-        const bool normed = norm.gain != nullptr;
-        const float mean = normed ? space.means[r] : 0, gain = normed ? space.gains[r] : 1;
-        V most = V{};
-        for (int64_t k = 0; k < depth; k += LANES) {
-            V value = read_some(from + k, depth - k);
-            if (normed)
-                value = (value - mean) * gain * read_some(norm.gain + top + k, depth - k) +
-                        read_some(norm.shift + top + k, depth - k);
-            if constexpr (std::is_same_v<N, float>) {
-                write_vector(to + k, value);
-            } else {
-                write_vector(row + k, value);
+    auto *to = room(space.numbers, count * wide);
+    float *const scales = room(space.scales, count), *const row = room(space.row, step + 2 * LANES);
+    float factor = 1, *gains = nullptr, *shifts = nullptr;
+    if (norm.gain != nullptr) {
+        // No number is more than the root of their count from the mean, in deviations.
+        if (halves)
+            factor = below_16(std::sqrt(static_cast<float>(step)) * largest(norm.gain, step) +
+                              largest(norm.shift, step));
+        gains = copied(norm.gain, step, factor, space.gain) + top;
+        shifts = copied(norm.shift, step, factor, space.shift) + top;
+    }
+    for (int64_t r = 0; r < count; r++, rows += step, to += wide) {
+        if (gains != nullptr) {
+            float mean;
+            const float steepness = normalised(rows, step, norm.eps, row, mean);
+            for (int64_t k = 0; k < depth; k += LANES)
+                write_vector(to + k, (read_vector(row + top + k) - mean) * steepness *
+                                             read_vector(gains + k) +
+                                         read_vector(shifts + k));
+        } else {
+            V most = V{};
+            for (int64_t k = 0; k < depth; k += LANES) {
+                const V value = read_some(rows + top + k, depth - k);
+                write_vector(halves ? row + k : (float *)to + k, value);
                 most = larger(most, larger(value, -value));
             }
+            if constexpr (halves) {
+                factor = below_16(largest(most));
+                for (int64_t k = 0; k < depth; k += LANES)
+                    write_vector(to + k, read_vector(row + k) * factor);
+            }
         }
-        if constexpr (!std::is_same_v<N, float>) {
-            const float factor = below_16(largest(most));
-            for (int64_t k = 0; k < depth; k += LANES)
-                write_vector(to + k, read_vector(row + k) * factor);
-            scales[r] = 1 / factor;
-        }
+        scales[r] = 1 / factor;
     }
-    return {numbers, wide, scales};
+    return {space.numbers.data(), wide, scales};
 }
 
 // Products of some rows with one panel, which begin their sums [count][PANEL] or are added to them.
@@ -205,7 +219,6 @@ INLINE void multiply_panels(const Product<T, U> p, int64_t tiles, int64_t from, 
     const int64_t kept = cuts > 1 ? last - first : pair;  // panels
     Panel *const all_sums = room(sum_space, kept * count);
     const T *const rows = p.a + start * p.depth;
-    if (p.norm.gain != nullptr) measure(rows, count, p.depth, p.norm.eps, row_space);
     for (int64_t cut = 0; cut < cuts; cut++) {
         const int64_t top = p.depth * cut / cuts, deep = p.depth * (cut + 1) / cuts - top;
         const Taken<N> in = take_rows<N>(rows, count, top, deep, p.depth, p.norm, row_space);
