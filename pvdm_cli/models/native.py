@@ -15,6 +15,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from math import prod
@@ -29,7 +31,7 @@ from pvdm_cli.environment import compiler
 from pvdm_cli.errors import PvdmError
 from pvdm_cli.files import atomic_file, cache_folder
 
-SOURCE = Path(__file__).with_name("cpu") / "kernels.cpp"  # and what it includes, beside it
+SOURCES = Path(__file__).with_name("cpu")
 # Vectors as wide as the processor has; a product and a sum may be one operation.
 FLAGS = [
     "-std=c++17",
@@ -73,7 +75,7 @@ def loaded() -> ctypes.CDLL | None:
 def _key() -> str:
     """Name what the kernels are made of and the processor that they are made for."""
     about = hashlib.sha256()
-    for part in sorted(SOURCE.parent.glob("*.[ch]pp")):
+    for part in sorted(SOURCES.glob("*.[ch]pp")):
         about.update(part.read_bytes())
     about.update(" ".join((*FLAGS, platform.machine())).encode())
     listed = Path("/proc/cpuinfo")
@@ -95,15 +97,22 @@ def _compile(folder: Path) -> Path:
         OSError: If there is no compiler.
         subprocess.SubprocessError: If it fails or takes minutes.
     """
-    compiled, made = folder / "native.o", folder / "native.so"
-    for arguments in (
-        [*FLAGS, "-c", str(SOURCE), "-o", str(compiled)],
-        ["-shared", str(compiled), "-o", str(made)],
-    ):
-        subprocess.run(
-            [compiler() or "c++", *arguments], check=True, capture_output=True, timeout=300
-        )
+    sources = sorted(SOURCES.glob("*.cpp"))
+    objects, made = [folder / f"{source.stem}.o" for source in sources], folder / "native.so"
+    calls = [
+        [*FLAGS, "-c", source, "-o", compiled]
+        for source, compiled in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_run_compiler, calls))
+    _run_compiler(["-shared", *objects, "-o", made])
     return made
+
+
+def _run_compiler(arguments: Sequence[str | Path]) -> None:
+    """Run the machine's C++ compiler."""
+    command = [compiler() or "c++", *arguments]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
 
 
 @lru_cache(maxsize=4)

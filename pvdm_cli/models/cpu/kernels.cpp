@@ -1,6 +1,6 @@
-// Kernels of ours for the CPU, compiled where they run and called by native.py; inference only.
+// Kernels of ours for the CPU but for attention, compiled where they run and called by native.py;
+// inference only.
 
-#include "attention.hpp"
 #include "norm.hpp"
 #include "product.hpp"
 #include "winograd.hpp"
@@ -21,10 +21,6 @@ int has_fast_bfloat16() { return fast_bfloat16(); }
 int has_fast_float16() { return HALVES; }
 
 #define FOR(T, NAME)                                                                               \
-    void attend_##NAME(int threads, const int64_t *sizes, const int64_t *strides, const T *q,      \
-                       const T *k, const T *v, T *out, const float *cos, const float *sin) {       \
-        attend(threads, sizes, strides, q, k, v, out, cos, sin);                                   \
-    }                                                                                              \
     void group_norm_##NAME(int threads, const int64_t *sizes, float eps, const T *x, T *out,       \
                            const T *weight, const T *bias, const T *film, int silu) {              \
         group_norm(threads, sizes[0], sizes[1], sizes[2], sizes[3], eps, x, out, weight, bias,     \

@@ -1,8 +1,6 @@
 // Attention that reads queries, keys and values where a linear map left them, so that nothing is
 // copied into the order of heads, and keeps its scores in the first-level cache. Lanes are queries:
 // a key's or value's number is broadcast to all.
-#pragma once
-
 #include <cmath>
 #include <vector>
 
@@ -244,4 +242,14 @@ void attend(int threads, const int64_t *sizes, const int64_t *strides, const T *
         some(static_cast<int>(d), first, last < n ? last : n, sizes[4], rows(q, 0), rows(k, 1),
              rows(v, 2), rows(out, 3), cos, sin);
     }
+}
+
+#define FOR(T, NAME)                                                                               \
+    void attend_##NAME(int threads, const int64_t *sizes, const int64_t *strides, const T *q,      \
+                       const T *k, const T *v, T *out, const float *cos, const float *sin) {       \
+        attend(threads, sizes, strides, q, k, v, out, cos, sin);                                   \
+    }
+extern "C" {
+FOR(float, float32)
+FOR(BF16, bfloat16)
 }
