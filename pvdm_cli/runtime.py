@@ -140,7 +140,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     side = 1024 if device.type == "cpu" else 8192
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a = torch.randn(side, side, device=device, dtype=dtype)  # of ones it would go faster
-    return 2 * side**3 / _least_seconds(lambda: a @ a)
+    return 2 * side**3 / least_seconds(lambda: a @ a)
 
 
 @lru_cache(maxsize=8)
@@ -151,10 +151,10 @@ def copy_rate(device: torch.device) -> float:
     """
     source = torch.ones(1 << (26 if device.type == "cpu" else 28), device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _least_seconds(lambda: target.copy_(source))
+    return 2 * source.nbytes / least_seconds(lambda: target.copy_(source))
 
 
-def _least_seconds(work: Callable[[], torch.Tensor], budget: float = 0.3) -> float:
+def least_seconds(work: Callable[[], torch.Tensor], budget: float = 0.3) -> float:
     """Time work again and again, three times or as long as the budget lasts: the shortest."""
     best, end = float("inf"), 0.0
     with torch.inference_mode():

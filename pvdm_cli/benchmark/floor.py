@@ -1,7 +1,7 @@
 """The floor: the least time the hardware needs, by what must be computed and what must be moved.
 
 Operations are those of matrix products, convolutions and attention, counted by torch, at the rate
-of a large matrix product measured beside them. Bytes are the weights, read once per network call,
+of a large matrix product measured beside them, torch's or ours. Bytes are the weights, read once per network call,
 and what the call takes and gives, at the measured rate of a large copy. What passes between layers
 is told too, but is no part of the floor: caches may hold it. Neither is what any implementation
 could leave out, such as weights stored in a wider type than the arithmetic has.
@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
+
 from pvdm_cli.benchmark import child
 from pvdm_cli.config import ModelConfig, RunConfig
 from pvdm_cli.diffusion.schedule import Schedule
+from pvdm_cli.model import DTYPES
+from pvdm_cli.models import native
 from pvdm_cli.models.cost import BACKWARD, Cost, Part, forward_cost, training_flops
-from pvdm_cli.runtime import copy_rate, matrix_rate, resolve_device
+from pvdm_cli.runtime import copy_rate, least_seconds, matrix_rate, resolve_device
 from pvdm_cli.sampling import Sampling
 
 SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a number
@@ -99,7 +103,24 @@ def rates(device: str, dtype: str, threads: int) -> Rates:
 def measure_rates(device: str, dtype: str) -> dict[str, float]:
     """Measure the device in this process."""
     target = resolve_device(device)
-    return Rates(matrix_rate(target, dtype), copy_rate(target))._asdict()
+    products = matrix_rate(target, dtype)
+    if target.type == "cpu":
+        products = max(products, _kernel_rate(dtype))
+    return Rates(products, copy_rate(target))._asdict()
+
+
+def _kernel_rate(precision: str) -> float:
+    """Measure a large product as `matrix_rate` does, of the CPU kernel of ours; 0 without it.
+
+    In bf16 torch's may be several times slower than what the processor can do.
+    """
+    dtype = DTYPES[precision]
+    if not native.can_multiply(dtype):
+        return 0.0
+    side = 1024
+    x = torch.randn(side, side, dtype=dtype)
+    panels = native.panels(x, halve=dtype != torch.float32)
+    return 2 * side**3 / least_seconds(lambda: native.product(x, panels))
 
 
 def sampling_work(

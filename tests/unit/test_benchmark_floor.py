@@ -7,12 +7,13 @@ import torch
 from test_benchmark import SUBJECT, job
 from tiny import CONFIG, tiny_model
 
-from pvdm_cli.benchmark import child, coding, io
+from pvdm_cli.benchmark import child, coding, floor, io
 from pvdm_cli.benchmark.compare import Result, compare_results
 from pvdm_cli.benchmark.figure import Row
 from pvdm_cli.benchmark.floor import Floor, Rates, Work, coding_work, sampling_work, training_work
 from pvdm_cli.config import RunConfig, load_config
-from pvdm_cli.model import Model
+from pvdm_cli.model import DTYPES, Model
+from pvdm_cli.models import native
 from pvdm_cli.models.cost import forward_cost
 from pvdm_cli.sampling import Sampling, Steps
 
@@ -143,3 +144,16 @@ def test_a_difference_within_the_spreads_is_none() -> None:
         Result("a", [row(2, spread=1)], {}), Result("b", [row(3.1, spread=1)], {})
     )
     assert [each.ratios[0].beyond for each in (near, far)] == [False, True]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_rate_of_products_is_that_of_the_faster_kernel(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "matrix_rate", lambda device, precision: 1.0)
+    monkeypatch.setattr(floor, "copy_rate", lambda device: 1.0)
+    ours = native.can_multiply(DTYPES[precision])
+    found = floor.measure_rates("cpu", precision)["flops_per_second"]
+    assert 1e8 < found < 1e15 if ours else found == 1.0
+    monkeypatch.setattr(floor, "matrix_rate", lambda device, precision: 1e18)
+    assert floor.measure_rates("cpu", precision)["flops_per_second"] == 1e18
