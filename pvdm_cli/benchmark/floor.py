@@ -1,10 +1,10 @@
 """The floor: the least time the hardware needs, by what must be computed and what must be moved.
 
 Operations are those of matrix products, convolutions and attention, counted by torch, at the rate
-of a large matrix product measured beside them, torch's or ours. Bytes are the weights, read once per network call,
-and what the call takes and gives, at the measured rate of a large copy. What passes between layers
-is told too, but is no part of the floor: caches may hold it. Neither is what any implementation
-could leave out, such as weights stored in a wider type than the arithmetic has.
+of a large matrix product measured beside them, torch's or ours. Bytes are the weights, read once
+per network call, and what the call takes and gives, at the measured rate of a large copy. What
+passes between layers is told too, but is no part of the floor: caches may hold it. Neither is what
+any implementation could leave out, such as weights stored in a wider type than the arithmetic has.
 """
 
 from collections.abc import Iterable

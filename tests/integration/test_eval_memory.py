@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-MANY = int(os.environ.get("PVDM_CLIPS", "1024"))
+MANY = int(os.environ.get("PVDM_CLIPS", "2048"))
 
 SCORE = """
 import sys
@@ -54,4 +54,4 @@ def test_memory_is_that_of_64_clips_for_many(tmp_path: Path, shared: Path) -> No
         return mib
 
     few, many = peak(64), peak(MANY)
-    assert many - few < 100  # 1,024 clips are 192 MiB, their features 1.6
+    assert many - few < 200  # 2,048 clips are 384 MiB, their features 3; runs differ by up to 110

@@ -162,6 +162,13 @@ def test_what_is_not_a_number_stays_so(dtype: torch.dtype, part: str) -> None:
     assert found.sum() == found.numel() / (140 if part == "q" else 1)
 
 
+def test_what_is_not_a_number_hides_no_number_that_is_too_large_for_fp16() -> None:
+    q, k, v = (each.contiguous() for each in heads(1, 140, 1, 16, torch.bfloat16))
+    q[:, :, 7], q[:, :, 23, 0] = torch.nan, 3e6
+    found, wanted = native.attend(q, k, v)[:, :, 23], plain(q, k, v)[:, :, 23]
+    assert distance(found, wanted) < 0.1
+
+
 def test_a_group_with_what_is_not_a_number_is_none() -> None:
     x = torch.randn(2, 40, 64)
     x[1, 7, 5] = torch.nan

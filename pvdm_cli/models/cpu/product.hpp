@@ -22,9 +22,9 @@ template <typename N>
 constexpr int PANEL = 2 * BYTES / sizeof(N);  // outputs whose weights lie together: [depth][PANEL]
 template <typename N>
 constexpr int64_t DEEP = 1536 / sizeof(N);  // of the depth at once
-constexpr int64_t MANY = 1 << 15;     // numbers of rows at once
-constexpr int64_t FETCHING = 4;       // tiles that share in fetching the next weights
-constexpr int64_t SUMMED = 128;       // products that are summed in FP16
+constexpr int64_t MANY = 1 << 15;  // numbers of rows at once
+constexpr int64_t FETCHING = 4;    // tiles that share in fetching the next weights
+constexpr int64_t SUMMED = 128;    // products that are summed in FP16
 
 // What normalises rows before they are multiplied: gain and shift of each number; or null.
 template <typename T>
@@ -108,7 +108,7 @@ INLINE Taken<N> take_rows(const T *rows, int64_t count, int64_t top, int64_t dep
             for (int64_t k = 0; k < depth; k += LANES) {
                 const V value = read_some(rows + top + k, depth - k);
                 write_vector(halves ? row + k : (float *)to + k, value);
-                most = larger(most, larger(value, -value));
+                most = larger(larger(value, -value), most);  // what is not a number is passed over
             }
             if constexpr (halves) {
                 factor = below_16(largest(most));

@@ -114,13 +114,13 @@ INLINE float largest(V numbers) {
             numbers[i] = numbers[i + half] > numbers[i] ? numbers[i + half] : numbers[i];
     return numbers[0];
 }
-// The largest size of `count` numbers.
+// The largest size of `count` numbers; what is not a number is passed over.
 template <typename T>
 INLINE float largest(const T *numbers, int64_t count) {
     V most = V{};
     for (int64_t i = 0; i < count; i += LANES) {
         const V value = read_some(numbers + i, count - i);
-        most = larger(most, larger(value, -value));
+        most = larger(larger(value, -value), most);
     }
     return largest(most);
 }
