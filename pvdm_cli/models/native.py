@@ -128,12 +128,12 @@ def can_fuse(dtype: torch.dtype) -> bool:
     pairs = [
         (attend(q, k, v), F.scaled_dot_product_attention(q.float(), k.float(), v.float())),
         (group_norm(rows, norm.to(dtype), None, silu=False), normed),
-        (product(rows, panels(weights)), rows.float() @ weights.float()),
-        (
-            product(rows, panels(weights, halve=dtype != torch.float32)),
-            rows.float() @ weights.float(),
-        ),
     ]
+    laid = [(rows, panels(weights))]
+    if dtype != torch.float32:  # of layers, and of Winograd's tiles
+        halved = panels(weights, halve=True)
+        laid += [(rows, halved)] + [(rows.float(), halved)] * (halved.scales is not None)
+    pairs += [(product(*each), rows.float() @ weights.float()) for each in laid]
     return all(
         torch.allclose(found.float(), wanted, rtol=0, atol=ROUNDING[dtype])
         for found, wanted in pairs
@@ -309,7 +309,9 @@ def product(
         return out
     other = None if other is None else other.contiguous()
     gain, shift, eps = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
-    assert gain is None or (gain.dtype, gain.shape) == (x.dtype, (depth,))
+    for each in () if norm is None else (gain, shift):  # without them it would not be made
+        assert each is not None
+        assert (each.dtype, each.shape) == (x.dtype, (depth,))
     rows = out.numel() // out.shape[-1] // n
     step = x.stride(0) if n > 1 else 0
     sizes = [n, rows, depth, width, step, rows * out.shape[-1]]

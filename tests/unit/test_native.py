@@ -296,11 +296,13 @@ def test_numbers_of_any_size_are_multiplied_in_fp16(dtype: torch.dtype) -> None:
     wanted = x.double() @ weights.double()
     assert not found[3].any()
     assert not found[:, 5].any()
-    normal = [i for i in range(128) if i not in (5, 6)]
-    for i in range(40):
-        if i != 3:
-            error = (found[i] - wanted[i])[normal] / wanted[i, normal].abs().clamp(min=1e-37)
-            assert error.abs().median() < 4e-3
+    assert found.isfinite().all()
+    sides = x.double().norm(dim=1, keepdim=True) * weights.double().norm(dim=0)
+    normal = (sides > 1e-37) & (sides < 1e37)  # of fp32, which the results are
+    assert normal.sum() > 4000
+    errors = ((found - wanted) / sides.clamp(min=1e-300))[normal]
+    assert errors.abs().max() < 4e-3
+    assert errors.square().mean().sqrt() < 4e-3 / 300**0.5  # of sums as large as random ones
 
 
 def test_the_most_that_fp16_may_sum_is_a_number() -> None:
@@ -508,11 +510,21 @@ def test_other_sources_and_processors_have_files_of_their_own(
 
 
 @pytest.mark.slow  # it compiles
-@pytest.mark.parametrize("vectors", ["-mavx2 -mfma", "-mno-avx"])
+@pytest.mark.parametrize(
+    ("vectors", "needs"),
+    [
+        ("-march=cooperlake", "avx512_bf16"),  # no fp16
+        ("-march=skylake-avx512", "avx512vl"),  # no bf16 either
+        ("-mavx2 -mfma", "fma"),
+        ("-mno-avx", "sse2"),
+    ],
+)
 @pytest.mark.skipif(native.platform.machine() != "x86_64", reason="names x86's vectors")
-def test_narrower_vectors_give_the_same(
-    vectors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_vectors_give_the_same(
+    vectors: str, needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if f" {needs} " not in Path("/proc/cpuinfo").read_text().replace("\n", " "):
+        pytest.skip(f"this processor has no {needs}")
     flags = [*(flag for flag in native.FLAGS if "march" not in flag), *vectors.split()]
     monkeypatch.setattr(native, "FLAGS", flags)
     library = ctypes.CDLL(str(native._compile(tmp_path)))
